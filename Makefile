@@ -1,0 +1,78 @@
+# make prints the targets. `make check` is the inner loop, `make test` proves
+# the product, from a fresh machine on.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+CACHE   := $(or $(KILN_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/kiln)
+TOOLS   := $(CACHE)/tools
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+FUZZ    ?= 10s
+
+.PHONY: help image build setup hashicorp packages check lint unit test integration matrix portable bench bench-image fuzz clean
+
+help: ## print this
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+image: ## bake alissandra for the example site, and boot it beside real servers (as root)
+	@scripts/image.sh
+
+build: ## build kiln into bin/
+	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
+
+setup: ## install what the tests need: Debian packages (as root), linters, HashiCorp's programs
+	@scripts/setup.sh packages
+	@$(MAKE) --no-print-directory $(TOOLS)/.built hashicorp
+
+hashicorp: ## build Nomad, Consul, Vault and Packer into the cache (20 minutes, once)
+	@scripts/hashicorp/build.sh nomad consul packer packer-plugin-qemu packer-plugin-openstack vault
+
+packages: ## make Debian packages of Nomad and Consul, in a signed apt repository
+	@scripts/hashicorp/packages.sh
+
+$(TOOLS)/.built: scripts/tools/go.mod scripts/tools/go.sum
+	@echo "linters and nfpm: building them (once)"
+	@mkdir -p $(TOOLS)
+	@cd scripts/tools && GOBIN=$(TOOLS) go install -mod=readonly tool
+	@touch $@
+
+check: $(TOOLS)/.built lint unit ## format, vet, lint, unit tests: before each commit
+
+lint: $(TOOLS)/.built
+	@unformatted=$$(gofmt -l $$(git ls-files -co --exclude-standard '*.go')); \
+	  [ -z "$$unformatted" ] || { echo "not gofmt-ed: $$unformatted (gofmt -w mends it)"; exit 1; }
+	go vet -tags "integration matrix" ./...
+	$(TOOLS)/staticcheck -tags integration,matrix ./...
+	$(TOOLS)/depguard ./...
+	@scripts/setup.sh shellcheck
+
+unit:
+	go test ./...
+
+test: setup check portable integration ## everything that proves the product, real programs included
+
+integration: ## the real programs judge (needs root, and make setup)
+	@# -v, since it takes minutes: each test is named as it starts and ends.
+	env -u AWS_CA_BUNDLE go test -v -tags integration -count=1 -timeout 80m ./internal/integration/... | \
+	  grep --line-buffered -vE '^=== (RUN|PAUSE|CONT|NAME) +[^ ]+/|^ +--- PASS'
+
+matrix: ## one image in all circumstances that mustn't matter: the same bytes (as root, half an hour)
+	env -u AWS_CA_BUNDLE go test -v -tags 'integration matrix' -count=1 -timeout 80m -run TestSameBytes ./internal/integration/
+
+portable: ## what operators run on their laptops also builds for macOS and arm64
+	GOOS=darwin GOARCH=arm64 CGO_ENABLED=0 go build -o /dev/null ./cmd/kiln
+	GOOS=linux GOARCH=arm64 CGO_ENABLED=0 go build -o /dev/null ./cmd/kiln
+
+bench: ## print the speeds, as ratios where there is something to compare with
+	go run ./internal/bench
+
+bench-image: ## print how long builds take, beside mmdebstrap (as root, 15 minutes)
+	@go run ./internal/bench/image -hashicorp "$$(scripts/hashicorp/packages.sh --output $(CACHE)/hashicorp/apt >/dev/null && echo $(CACHE)/hashicorp/apt)"
+
+fuzz: ## run each fuzz target for FUZZ=10s
+	@scripts/fuzz.sh $(FUZZ)
+
+clean: ## remove what was built here; the cache stays
+	rm -rf bin out
