@@ -1,0 +1,16 @@
+//go:build !linux
+
+package userns
+
+import (
+	"context"
+	"errors"
+)
+
+// Run is Linux's alone.
+func Run(context.Context, []string) (int, error) {
+	return 0, errors.New("only Linux has user namespaces")
+}
+
+// Inside is Linux's alone.
+func Inside() (bool, error) { return false, nil }
