@@ -1,0 +1,6 @@
+//go:build !integration
+
+package reserve
+
+// machines is how many made-up hosts the script is compared on.
+const machines = 24
