@@ -1,0 +1,137 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"math"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/alisw/kiln/builder/bake"
+	"github.com/alisw/kiln/images"
+	"github.com/alisw/kiln/internal/ui"
+)
+
+func newCacheCommand(global *globalOptions, u *ui.UI) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "cache",
+		Short: "Carry the packages of kiln.lock to another machine",
+		Long: `Mirrors drop packages when newer ones come. A cache that was exported builds the
+images of a kiln.lock for ever, on any machine, without a network.`,
+		Args: onlyVerbs,
+		RunE: verb(func(_ context.Context, cmd *cobra.Command, _ []string) error { return cmd.Help() }),
+	}
+	cmd.AddCommand(&cobra.Command{
+		Use:   "export FILE",
+		Short: "Write all packages of kiln.lock into a file",
+		Long: `Export writes the packages of kiln.lock into a tar archive, each under its hash; those
+that the cache lacks are fetched first. The same lock gives the same file.`,
+		Example: "  kiln cache export packages.tar",
+		Args:    cobra.ExactArgs(1),
+		RunE: verb(func(ctx context.Context, _ *cobra.Command, args []string) error {
+			return runCacheExport(ctx, global, args[0], u)
+		}),
+	}, &cobra.Command{
+		Use:     "import FILE",
+		Short:   "Take the packages from such a file",
+		Long:    "Import takes packages that kiln cache export wrote, each compared with its hash.",
+		Example: "  kiln cache import packages.tar",
+		Args:    cobra.ExactArgs(1),
+		RunE: verb(func(ctx context.Context, _ *cobra.Command, args []string) error {
+			return runCacheImport(ctx, args[0], u)
+		}),
+	})
+	return cmd
+}
+
+// buildCache is the folder that kiln build keeps its steps and packages in.
+func buildCache() (string, error) {
+	dir, err := images.CacheDir()
+	return filepath.Join(dir, "build"), err
+}
+
+// defaultCacheSize is how many bytes builds keep: a dozen images' worth.
+const defaultCacheSize = 40_000_000_000
+
+// cacheSize reads a size such as 500MB or 20GB; empty is the default.
+func cacheSize(s string) (int64, error) {
+	if s == "" {
+		return defaultCacheSize, nil
+	}
+	number, unit := strings.TrimRight(s, "kKMGTB "), strings.TrimLeft(s, "0123456789")
+	n, err := strconv.ParseInt(number, 10, 64)
+	factor, ok := map[string]int64{"": 1, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}[strings.ToUpper(strings.TrimSpace(unit))]
+	if err != nil || !ok || n <= 0 || n > math.MaxInt64/factor {
+		return 0, fmt.Errorf("KILN_CACHE_SIZE is %q: write how much builds may keep, such as 20GB", s)
+	}
+	return n * factor, nil
+}
+
+func runCacheExport(ctx context.Context, global *globalOptions, to string, u *ui.UI) error {
+	site, err := global.open()
+	if err != nil {
+		return err
+	}
+	lock, err := images.ReadLock(site.Dir)
+	if err != nil {
+		return err
+	}
+	if lock == nil {
+		return fmt.Errorf("the site has no %s, which says what to export: run kiln lock", images.LockFile)
+	}
+	cache, err := buildCache()
+	if err != nil {
+		return err
+	}
+	var packages []images.LockedPackage
+	for i := range lock.Sets {
+		s := &lock.Sets[i]
+		if len(s.Profiles) == 0 {
+			continue
+		}
+		b, problems, err := bakeOptions(site, target{s.Profiles[0], s.Definition})
+		if err := errors.Join(err, problems.Err()); err != nil {
+			return err
+		}
+		b.Cache, b.Lock = cache, lock
+		u.Notef("fetching what the cache lacks of %d packages …", len(s.Packages))
+		list, err := bake.Fetch(ctx, b)
+		if err != nil {
+			return err
+		}
+		packages = append(packages, list...)
+	}
+	return writeFileBy(to, false, func(f io.Writer) error {
+		w := bufio.NewWriter(f)
+		return errors.Join(bake.ExportPackages(cache, packages, w), w.Flush())
+	})
+}
+
+func runCacheImport(ctx context.Context, from string, u *ui.UI) error {
+	f, err := os.Open(from)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("there is no file %s: name one that kiln cache export wrote", from)
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	cache, err := buildCache()
+	if err != nil {
+		return err
+	}
+	n, err := bake.ImportPackages(ctx, cache, bufio.NewReader(f))
+	if err != nil {
+		return fmt.Errorf("importing %s: %w", from, err)
+	}
+	u.Printf("%d packages are in the cache\n", n)
+	return nil
+}
