@@ -17,17 +17,54 @@ import (
 // The mount is seen by do and the programs that it starts, and by nobody else: it
 // goes with them, however they end.
 func overlaid(lower, dir string, do func(root string) error) error {
+	up, work := filepath.Join(dir, "up"), filepath.Join(dir, "work")
+	for _, d := range []string{dir, up, work} {
+		if err := os.Mkdir(d, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+			return err
+		}
+	}
+	// The folder on top is the tree's own in what it shows.
+	if err := like(lower, up); err != nil {
+		return err
+	}
+	// A file that is only given another mode is still whole in the layer. Nothing
+	// of it is to outlive a power cut: else unmounting would wait for the disk.
+	const parts, whole = "lowerdir=%[1]s/lower,upperdir=%[1]s/up,workdir=%[1]s/work", ",metacopy=off,redirect_dir=off,index=off"
+	return mounted(dir, overlay{
+		links:   map[string]string{"lower": lower, "up": up, "work": work},
+		options: []string{parts + whole + ",volatile", parts + whole, parts},
+	}, do)
+}
+
+// unflushed calls do with a folder that shows what is in lower, and whose files
+// nobody can have written to the disk: fsync(2) does nothing there.
+func unflushed(lower, dir string, do func(root string) error) error {
+	empty := filepath.Join(dir, "empty")
+	for _, d := range []string{dir, empty} {
+		if err := os.Mkdir(d, 0o755); err != nil {
+			return err
+		}
+	}
+	// With nothing on top, and so nothing to flush. It takes two to be below.
+	return mounted(dir, overlay{
+		links:   map[string]string{"lower": lower, "empty": empty},
+		options: []string{"lowerdir=%[1]s/lower:%[1]s/empty"},
+	}, do)
+}
+
+// mounted mounts the overlay at dir/root, in a thread of its own.
+func mounted(dir string, o overlay, do func(root string) error) error {
 	done := make(chan error, 1)
 	go func() {
 		// The thread has mounts of its own from here on, and so ends with this:
 		// nothing else may ever run on it.
 		runtime.LockOSThread()
-		done <- mounted(lower, dir, do)
+		done <- mountedHere(dir, o, do)
 	}()
 	return <-done
 }
 
-func mounted(lower, dir string, do func(root string) error) (err error) {
+func mountedHere(dir string, o overlay, do func(root string) error) (err error) {
 	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
 		return fmt.Errorf("mounts of one's own: %w", err)
 	}
@@ -35,16 +72,10 @@ func mounted(lower, dir string, do func(root string) error) (err error) {
 		return fmt.Errorf("mounts of one's own: %w", err)
 	}
 	root := filepath.Join(dir, "root")
-	for _, d := range []string{dir, root, filepath.Join(dir, "up"), filepath.Join(dir, "work")} {
-		if err := os.Mkdir(d, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
-			return err
-		}
-	}
-	// The folder on top is the tree's own in what it shows.
-	if err := like(lower, filepath.Join(dir, "up")); err != nil {
+	if err := os.Mkdir(root, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
 		return err
 	}
-	if err := mountOverlay(lower, dir, root); err != nil {
+	if err := o.mount(root); err != nil {
 		return err
 	}
 	defer func() {
@@ -55,30 +86,37 @@ func mounted(lower, dir string, do func(root string) error) (err error) {
 	return do(root)
 }
 
-// mountOverlay names its parts by short links: mount's options have no way to
-// quote a colon or a comma.
-func mountOverlay(lower, dir, root string) error {
+// overlay is one to be mounted: its parts, and the ways to name them to mount(2),
+// the best first, with %[1]s for the folder of the links.
+type overlay struct {
+	links   map[string]string
+	options []string
+}
+
+// mount names the parts by short links: mount's options have no way to quote a
+// colon or a comma.
+func (o overlay) mount(root string) error {
 	links, err := os.MkdirTemp("", "kiln-overlay-")
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(links)
-	for name, to := range map[string]string{"lower": lower, "up": filepath.Join(dir, "up"), "work": filepath.Join(dir, "work")} {
+	for name, to := range o.links {
 		if err := os.Symlink(to, filepath.Join(links, name)); err != nil {
 			return err
 		}
 	}
-	options := fmt.Sprintf("lowerdir=%[1]s/lower,upperdir=%[1]s/up,workdir=%[1]s/work", links)
-	if userns.Mapped() {
-		// What overlayfs keeps in trusted.* is for real root alone.
-		options += ",userxattr"
-	}
-	// A file that is only given another mode is still whole in the layer.
-	for _, o := range []string{options + ",metacopy=off,redirect_dir=off,index=off", options} {
-		if err = unix.Mount("overlay", root, "overlay", 0, o); err == nil {
+	for _, options := range o.options {
+		options = fmt.Sprintf(options, links)
+		if userns.Mapped() {
+			// What overlayfs keeps in trusted.* is for real root alone.
+			options += ",userxattr"
+		}
+		if err = unix.Mount("overlay", root, "overlay", 0, options); err == nil {
 			return nil
 		}
 	}
+	lower := o.links["lower"]
 	if userns.Mapped() && errors.Is(err, unix.EPERM) {
 		return fmt.Errorf("laying an overlay over %s: %w: kernels before 5.11 let only root do that: run it as root (sudo kiln build …)", lower, err)
 	}

@@ -4,8 +4,10 @@ package bake
 
 import "errors"
 
-func overlaid(string, string, func(root string) error) error {
-	return errors.New("images are built on Linux")
-}
+var errNotLinux = errors.New("images are built on Linux")
+
+func overlaid(string, string, func(root string) error) error { return errNotLinux }
+
+func unflushed(string, string, func(root string) error) error { return errNotLinux }
 
 func flush(string) error { return nil }

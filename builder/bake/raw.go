@@ -148,12 +148,20 @@ func (b *builder) diskStep(base Result, made *parts) Step {
 			if err := rehash(f, d, written); err != nil {
 				return err
 			}
-			if err := disk.Check(ctx, b.run, to); err != nil {
+			if err := b.fsck(ctx, dir); err != nil {
 				return err
 			}
 			return errors.Join(writeBlocks(dir, d), f.Chmod(0o444))
 		},
 	}
+}
+
+// fsck has e2fsck look at the disk in dir. It begins by flushing the file that it's
+// only to read, which takes longer than all else that is done for a changed file.
+func (b *builder) fsck(ctx context.Context, dir string) error {
+	overlay := dir + ".fsck"
+	err := unflushed(dir, overlay, func(root string) error { return disk.Check(ctx, b.run, filepath.Join(root, rawName)) })
+	return errors.Join(err, os.RemoveAll(overlay))
 }
 
 // copySparse copies a file with its holes.

@@ -275,8 +275,8 @@ func copySparse(ctx context.Context, to *os.File, offset int64, from *os.File, p
 	return nil
 }
 
-// Copy copies a disk to an empty file, and leaves out what is zero. Where both are
-// on a file system that can share blocks, nothing is copied.
+// Copy copies a disk to an empty file, and leaves out its holes. Where both are on a
+// file system that can share blocks, nothing is copied.
 func Copy(ctx context.Context, to, from *os.File, progress func(int64)) error {
 	if clone(to, from) == nil {
 		return nil
@@ -286,6 +286,9 @@ func Copy(ctx context.Context, to, from *os.File, progress func(int64)) error {
 		return err
 	}
 	if err := to.Truncate(info.Size()); err != nil {
+		return err
+	}
+	if err := copyExtents(ctx, to, from, info.Size(), progress); !errors.Is(err, errors.ErrUnsupported) {
 		return err
 	}
 	return copySparse(ctx, to, 0, from, progress)

@@ -323,3 +323,49 @@ func TestBootFilesBehindLinks(t *testing.T) {
 		}
 	}
 }
+
+// TestCopy: a copy has the bytes of what it's a copy of, and its holes.
+func TestCopy(t *testing.T) {
+	const size = 40 << 20
+	for _, folder := range []string{t.TempDir(), "/dev/shm"} { // one file system, and usually two
+		dir, err := os.MkdirTemp(folder, "kiln-copy-")
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = os.RemoveAll(dir) })
+		from, err := os.Create(filepath.Join(t.TempDir(), "from"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := make([]byte, size)
+		for _, at := range []int{0, 5<<20 + 4096, size - 4096} {
+			copy(want[at:], bytes.Repeat([]byte("kiln"), 1024))
+			if _, err := from.WriteAt(want[at:at+4096], int64(at)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		to, err := os.Create(filepath.Join(dir, "to"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var told int64
+		if err := Copy(t.Context(), to, from, func(n int64) { told += n }); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := os.ReadFile(to.Name()); err != nil || !bytes.Equal(got, want) {
+			t.Errorf("in %s: the copy isn't what was copied: %v", folder, err)
+		}
+		var st syscall.Stat_t
+		if err := syscall.Stat(to.Name(), &st); err != nil || st.Blocks*512 > size/2 {
+			t.Errorf("in %s: the copy takes %d bytes, %v", folder, st.Blocks*512, err)
+		}
+		if told < size {
+			t.Errorf("in %s: it told of %d bytes of %d", folder, told, size)
+		}
+		ctx, cancel := context.WithCancelCause(t.Context())
+		cancel(errors.New("enough"))
+		if err := Copy(ctx, to, from, nil); err == nil || err.Error() != "enough" {
+			t.Errorf("in %s: stopped, it says %v", folder, err)
+		}
+	}
+}
