@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
@@ -159,6 +160,15 @@ func askPassword(ctx context.Context, u *ui.UI, key string) (string, error) {
 	}()
 	select {
 	case a := <-answered:
+		if a.err != nil {
+			// The terminal may have ended the reading with the very ^C that Kiln is
+			// about to hear of.
+			select {
+			case <-ctx.Done():
+				return "", context.Cause(ctx)
+			case <-time.After(100 * time.Millisecond):
+			}
+		}
 		return string(a.password), a.err
 	case <-ctx.Done():
 		// It still reads, and has switched the echo off.
