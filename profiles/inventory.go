@@ -230,6 +230,17 @@ func (e entry) decode(problems *problem.List) *HostFile {
 	return nil
 }
 
+// ErrNoInventory is what an error is of a site without any host.
+var ErrNoInventory = errors.New("no inventory")
+
+type noInventoryError struct{ dir string }
+
+func (e *noInventoryError) Error() string {
+	return fmt.Sprintf("%s has no inventory: write its hosts into %s", e.dir, filepath.Join(e.dir, "hosts.yaml"))
+}
+
+func (e *noInventoryError) Is(target error) bool { return target == ErrNoInventory }
+
 // eachEntry calls yield for each host of the inventory, in the order of files
 // and lines, until it gives false or ctx ends.
 func (s *Site) eachEntry(ctx context.Context, problems *problem.List, yield func(entry) bool) error {
@@ -238,7 +249,7 @@ func (s *Site) eachEntry(ctx context.Context, problems *problem.List, yield func
 		return err
 	}
 	if len(files) == 0 {
-		return fmt.Errorf("%s has no inventory: write its hosts into %s", s.Dir, filepath.Join(s.Dir, "hosts.yaml"))
+		return &noInventoryError{s.Dir}
 	}
 	for _, file := range files {
 		goOn := true

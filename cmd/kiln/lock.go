@@ -113,6 +113,9 @@ func lockTargets(ctx context.Context, site *profiles.Site, old *images.Lock, nam
 		add(target{h.Profile, h.Image})
 		return true
 	})
+	if len(names) > 0 && errors.Is(err, profiles.ErrNoInventory) {
+		err = nil // what is asked for is there without any host
+	}
 	if err := errors.Join(err, problems.Err()); err != nil || old == nil {
 		return list, err
 	}
