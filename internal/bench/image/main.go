@@ -31,10 +31,25 @@ apt:
     hashicorp: {uris: ["file://%s"], fingerprint: "%s"}
 `
 
-const profile = `extends: [%s]
+// set is packages that are measured: those of a profile, which is written anew each
+// time with another file in it, and of a definition.
+type set struct {
+	title, definition, profile string
+}
+
+var sets = []set{
+	{"a small host: systemd, cloud-init, sshd, dnsmasq, the kernel of clouds", "debian-12-cloud", `image:
+  packages: [systemd, systemd-sysv, udev, dnsmasq, cloud-init, openssh-server, iproute2, dbus, ca-certificates]
+  files: {/etc/bench.conf: {content: "%d\n"}}
+`},
+	{"alissandra: Nomad, Consul, kernel and firmware for bare metal", "debian-12", `extends: [alissandra]
 image:
   files: {/etc/bench.conf: {content: "%d\n"}}
-`
+`},
+}
+
+// changing is the profile's name.
+const changing = "changing"
 
 func main() {
 	repo := flag.String("hashicorp", "", "folder of the apt repository that scripts/hashicorp/packages.sh makes")
@@ -68,19 +83,40 @@ func run(repo string) (err error) {
 	if err := b.site(repo); err != nil {
 		return err
 	}
-	say("resolving and fetching the packages")
-	if _, err := b.run("packages", "lock"); err != nil {
+	fmt.Printf("%d cores, %s/%s\n", runtime.NumCPU(), runtime.GOOS, runtime.GOARCH)
+	for _, s := range sets {
+		if err := b.measure(s); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// measure prints a table for one set of packages.
+func (b *bench) measure(s set) error {
+	if err := b.change(s, 0); err != nil {
 		return err
 	}
-	if _, err := b.run("packages", "cache", "export", filepath.Join(dir, "packages.tar")); err != nil {
+	say("resolving and fetching the packages of " + s.definition)
+	if _, err := b.run("packages", "lock", "--profile", changing, "--image", s.definition); err != nil {
 		return err
 	}
-	fmt.Printf("%d cores, %s/%s\n\n", runtime.NumCPU(), runtime.GOOS, runtime.GOARCH)
-	fmt.Fprintln(b.table, "\ttime\tto mmdebstrap\twanted")
-	if err := errors.Join(b.others(), b.cold(), b.warm()); err != nil {
+	if _, err := b.run("packages", "cache", "export", filepath.Join(b.dir, "packages.tar")); err != nil {
 		return err
 	}
-	return b.table.Flush()
+	if err := os.Remove(filepath.Join(b.dir, "packages.tar")); err != nil {
+		return err
+	}
+	fmt.Fprintf(b.table, "\n%s\ttime\tto mmdebstrap\twanted\n", s.title)
+	if err := errors.Join(b.others(), b.cold(s), b.warm(s)); err != nil {
+		return err
+	}
+	return errors.Join(b.table.Flush(), os.RemoveAll(filepath.Join(b.dir, "one")), os.RemoveAll(filepath.Join(b.dir, "repository")), os.Remove(filepath.Join(b.dir, "site/kiln.lock")))
+}
+
+// change writes the profile with its n-th content.
+func (b *bench) change(s set, n int) error {
+	return b.write("site/profiles/"+changing+"/profile.yaml", fmt.Sprintf(s.profile, n))
 }
 
 func (b *bench) site(repo string) error {
@@ -94,9 +130,7 @@ func (b *bench) site(repo string) error {
 	}
 	return errors.Join(
 		b.write("site/site.yaml", fmt.Sprintf(site, repo, strings.TrimSpace(string(fingerprint)))),
-		b.write("site/hosts.yaml", "- {name: a, profile: changing}\n- {name: b, profile: plain}\n- {name: c, profile: alissandra}\n"),
 		b.write("site/keys/hashicorp.asc", string(key)),
-		b.write("site/profiles/changing/profile.yaml", fmt.Sprintf(profile, "alissandra", 0)),
 	)
 }
 
@@ -146,7 +180,13 @@ func (b *bench) others() error {
 	}
 	say("mmdebstrap, a tree alone")
 	set := lock.Sets[0]
-	took, err := timed(nil, "mmdebstrap", "--mode=root", "--variant=apt", "--format=directory", "--dpkgopt=force-unsafe-io", "--include="+strings.Join(append(set.Asked, "apt"), ","),
+	names := append(slices.Clone(set.Asked), "apt")
+	for _, f := range set.Firmware {
+		if set.Package(f) != nil { // the mirror has it
+			names = append(names, f)
+		}
+	}
+	took, err := timed(nil, "mmdebstrap", "--mode=root", "--variant=apt", "--format=directory", "--dpkgopt=force-unsafe-io", "--include="+strings.Join(names, ","),
 		"--hook-dir=/usr/share/mmdebstrap/hooks/file-mirror-automount", "bookworm", filepath.Join(b.dir, "tree"), "deb [trusted=yes] file://"+repository+" ./")
 	if err != nil {
 		return err
@@ -194,25 +234,30 @@ func (b *bench) fresh(name string) error {
 	return exec.Command("cp", "-al", filepath.Join(b.dir, "packages"), filepath.Join(b.dir, name)).Run()
 }
 
-// cold builds one image, and two, from packages alone.
-func (b *bench) cold() error {
-	for _, name := range []string{"one", "two"} {
-		if err := b.fresh(name); err != nil {
-			return err
-		}
+// cold builds one image, and two where the set is of a profile that is close to
+// another, from packages alone.
+func (b *bench) cold(s set) error {
+	if err := b.fresh("one"); err != nil {
+		return err
 	}
 	say("kiln build, cold")
-	one, err := b.run("one", "build", "alissandra")
+	one, err := b.run("one", "build", changing, "--image", s.definition, "--format", "raw")
 	if err != nil {
 		return err
 	}
-	b.row("kiln build alissandra, packages in the cache: a checked disk", one, "1.15 of mmdebstrap or less")
+	b.row("kiln build, packages in the cache: a checked disk", one, "1.15 of mmdebstrap or less")
+	if s.definition != "debian-12" {
+		return nil
+	}
+	if err := b.fresh("two"); err != nil {
+		return err
+	}
 	say("kiln build of two, cold")
 	two, err := b.run("two", "build", "alissandra", "plain", "--format", "raw")
 	if err != nil {
 		return err
 	}
-	b.row("kiln build alissandra plain, likewise", two, fmt.Sprintf("1.1 of one: it is %.2f", two.Seconds()/one.Seconds()))
+	b.row("kiln build of two that differ in their files, likewise", two, fmt.Sprintf("1.1 of one: it is %.2f", two.Seconds()/one.Seconds()))
 	if err := os.RemoveAll(filepath.Join(b.dir, "two")); err != nil {
 		return err
 	}
@@ -255,22 +300,20 @@ func (b *bench) chunks() error {
 }
 
 // warm builds again: with one file changed, and with nothing.
-func (b *bench) warm() error {
+func (b *bench) warm(s set) error {
 	say("kiln build, warm")
-	if _, err := b.run("one", "build", "changing"); err != nil {
-		return err
-	}
+	build := []string{"build", changing, "--image", s.definition, "--format", "raw"}
 	const times = 5
 	var changed, same []time.Duration
 	for n := range times {
-		if err := b.write("site/profiles/changing/profile.yaml", fmt.Sprintf(profile, "alissandra", n+1)); err != nil {
+		if err := b.change(s, n+1); err != nil {
 			return err
 		}
-		took, err := b.run("one", "build", "changing")
+		took, err := b.run("one", build...)
 		if err != nil {
 			return err
 		}
-		again, err := b.run("one", "build", "changing")
+		again, err := b.run("one", build...)
 		if err != nil {
 			return err
 		}
