@@ -9,7 +9,6 @@ import (
 
 	"github.com/alisw/kiln/cluster"
 	"github.com/alisw/kiln/cluster/leftovers"
-	"github.com/alisw/kiln/cluster/remote"
 	"github.com/alisw/kiln/internal/ui"
 )
 
