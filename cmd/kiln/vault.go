@@ -247,11 +247,11 @@ func printVaultPlan(out io.Writer, p *vault.Plan) error {
 	return nil
 }
 
-// printVaultChange prints a text of several lines by those that differ.
+// printVaultChange prints a policy by the lines that differ.
 func printVaultChange(w io.Writer, c *vault.Change) {
 	before, _ := c.Before.(string)
 	after, _ := c.After.(string)
-	if !strings.Contains(before+after, "\n") {
+	if c.Setting != "policy" && !strings.Contains(before+after, "\n") {
 		value := vaultValue(c.After)
 		if c.Before != nil {
 			value = vaultValue(c.Before) + " → " + value
@@ -260,6 +260,9 @@ func printVaultChange(w io.Writer, c *vault.Change) {
 		return
 	}
 	gone, come := images.ChangedParts(before, after, "\n")
+	if before == "" {
+		gone = nil
+	}
 	if len(gone)+len(come) == 0 {
 		fmt.Fprintf(w, "    %s\tits lines stand in another order, or more than once\n", c.Setting)
 		return
