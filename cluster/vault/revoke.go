@@ -70,7 +70,7 @@ func (s *Server) byToken(ctx context.Context, token string) (*Token, error) {
 		return nil, errUnknownToken
 	}
 	if status(err) != http.StatusForbidden {
-		return tokenOf(answer), s.explain(ctx, "update", path, err)
+		return s.tokenOf(answer, s.explain(ctx, "update", path, err))
 	}
 	own, cloneErr := s.CloneWithHeaders()
 	if cloneErr != nil {
@@ -84,7 +84,7 @@ func (s *Server) byToken(ctx context.Context, token string) (*Token, error) {
 	case status(ownErr) == http.StatusForbidden:
 		return nil, s.explain(ctx, "update", path, err)
 	}
-	return tokenOf(answer), s.explain(ctx, "read", self, ownErr)
+	return s.tokenOf(answer, s.explain(ctx, "read", self, ownErr))
 }
 
 func (s *Server) byAccessor(ctx context.Context, accessor string) (*Token, error) {
@@ -93,21 +93,24 @@ func (s *Server) byAccessor(ctx context.Context, accessor string) (*Token, error
 	if says(err, "invalid accessor") {
 		return nil, errUnknownToken
 	}
-	return tokenOf(answer), s.explain(ctx, "update", path, err)
+	return s.tokenOf(answer, s.explain(ctx, "update", path, err))
 }
 
 // tokenOf takes from an answer what may be shown: the token itself is in it, too.
-func tokenOf(answer *api.Secret) *Token {
-	t := &Token{Policies: []string{}}
-	if answer == nil {
-		return t
+func (s *Server) tokenOf(answer *api.Secret, err error) (*Token, error) {
+	if err != nil {
+		return nil, err
 	}
+	if answer == nil || answer.Data["accessor"] == nil {
+		return nil, s.notVault()
+	}
+	t := &Token{Policies: []string{}}
 	t.Accessor, _ = textOf(answer.Data["accessor"])
 	t.DisplayName, _ = textOf(answer.Data["display_name"])
 	if list, ok := setOf(answer.Data["policies"]); ok {
 		t.Policies = list.([]string)
 	}
-	return t
+	return t, nil
 }
 
 // says tells whether Vault has refused something with that word.

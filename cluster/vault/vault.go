@@ -12,6 +12,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"reflect"
 	"slices"
 	"strings"
@@ -183,16 +184,32 @@ func (s *Server) apply(ctx context.Context, p *Plan, state *State) error {
 	return nil
 }
 
-// read gives what is at a path, nil where nothing is.
+// read gives what is at a path, nil where nothing is. That only Vault can say: any
+// web server has pages that it doesn't find.
 func (s *Server) read(ctx context.Context, capabilities, path string) (map[string]any, error) {
-	secret, err := s.Logical().ReadWithContext(ctx, path)
+	resp, err := s.Logical().ReadRawWithContext(ctx, path)
+	if resp != nil {
+		defer resp.Body.Close()
+	}
+	if answer, ok := errors.AsType[*api.ResponseError](err); ok && answer.StatusCode == http.StatusNotFound && !answer.RawError {
+		return nil, nil
+	}
 	if err != nil {
 		return nil, s.explain(ctx, capabilities, path, err)
 	}
-	if secret == nil {
-		return nil, nil
+	secret, err := api.ParseSecret(resp.Body)
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
+	if err != nil || secret == nil || secret.Data == nil {
+		return nil, s.notVault()
 	}
 	return secret.Data, nil
+}
+
+// notVault is for what answers, and has nothing to say.
+func (s *Server) notVault() error {
+	return fmt.Errorf("%s answers, and not as Vault does: is that Vault's address, with https:// or http:// as it speaks?", s.Address)
 }
 
 func (s *Server) write(ctx context.Context, capabilities, path string, data map[string]any) error {

@@ -343,3 +343,25 @@ func TestInterrupted(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// TestSomebodyElse: who isn't Vault has nothing that is there, nor that isn't.
+func TestSomebodyElse(t *testing.T) {
+	for _, status := range []int{http.StatusOK, http.StatusNotFound} {
+		for _, page := range []string{"", "<html>canary</html>", "{}"} {
+			if page == "{}" && status == http.StatusNotFound {
+				continue // as Vault says it
+			}
+			s := serve(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+				w.WriteHeader(status)
+				_, _ = io.WriteString(w, page)
+			}))
+			_, err := s.Compare(t.Context(), seed())
+			if err == nil || !strings.Contains(err.Error(), "and not as Vault does") || strings.Contains(err.Error(), "canary") {
+				t.Errorf("%d %q: comparing: %v", status, page, err)
+			}
+			if _, err := s.Revoke(t.Context(), Revocation{Token: leaked}); err == nil || strings.Contains(err.Error(), "canary") {
+				t.Errorf("%d %q: revoking: %v", status, page, err)
+			}
+		}
+	}
+}
