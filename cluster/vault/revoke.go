@@ -56,9 +56,9 @@ func (s *Server) Revoke(ctx context.Context, r Revocation) (*Token, error) {
 		// The latter where it was the operator's own token, or one above that.
 		return token, nil
 	case err != nil:
-		return nil, fmt.Errorf("Vault says that it has revoked the token %s; looking whether it is gone: %w", token.Accessor, err)
+		return nil, fmt.Errorf("by its own words Vault has revoked the token %s; looking whether it is gone: %w", token.Accessor, err)
 	}
-	return nil, fmt.Errorf("Vault says that it has revoked the token %s, and still knows it: try again, and look at Vault's log", token.Accessor)
+	return nil, fmt.Errorf("by its own words Vault has revoked the token %s, and still knows it: try again, and look at Vault's log", token.Accessor)
 }
 
 // byToken looks a token up: with the operator's rights, or, where those don't

@@ -66,7 +66,7 @@ func TestRevoke(t *testing.T) {
 		{"that isn't known", tokens{}, Revocation{Token: leaked}, "no token is revoked, since Vault knows none like that", "lookup"},
 		{"that isn't known, by itself", tokens{weak: true}, Revocation{Token: leaked}, "no token is revoked, since Vault knows none like that", "lookup lookup-self"},
 		{"an accessor that isn't known", tokens{}, Revocation{Accessor: accessor}, "no token is revoked, since Vault knows none like that", "lookup-accessor"},
-		{"that stays", tokens{known: true, deaf: true}, Revocation{Token: leaked}, "says that it has revoked the token accessor1, and still knows it", "lookup revoke lookup"},
+		{"that stays", tokens{known: true, deaf: true}, Revocation{Token: leaked}, "has revoked the token accessor1, and still knows it", "lookup revoke lookup"},
 		{"that mustn't be", tokens{known: true, refuses: true}, Revocation{Token: leaked, Orphan: true}, "revoking the token accessor1: the Vault server at %s doesn't let the token update auth/token/revoke-orphan (403): give one of its policies the capabilities update and sudo", "lookup revoke-orphan"},
 		{"an orphan's accessor", tokens{known: true}, Revocation{Accessor: accessor, Orphan: true}, "by its accessor, Vault revokes a token only with those that were made with it", ""},
 	} {

@@ -194,7 +194,7 @@ func (s *vaultSite) identityDrifted(t *testing.T, nomad *issuer) {
 func nomadAgent(t *testing.T, s *vaultSite) *nomad.Client {
 	t.Helper()
 	path, dir := hashicorp(t, "nomad"), t.TempDir()
-	ports := make([]any, 3)
+	var ports [3]int
 	for i := range ports {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
@@ -203,7 +203,12 @@ func nomadAgent(t *testing.T, s *vaultSite) *nomad.Client {
 		ports[i] = l.Addr().(*net.TCPAddr).Port
 		l.Close()
 	}
-	write(t, filepath.Join(dir, "nomad.hcl"), fmt.Sprintf("ports {\n  http = %d\n  rpc = %d\n  serf = %d\n}\n", ports...)+fmt.Sprintf(`
+	write(t, filepath.Join(dir, "nomad.hcl"), fmt.Sprintf(`
+ports {
+  http = %d
+  rpc  = %d
+  serf = %d
+}
 bind_addr = "127.0.0.1"
 client {
   options = { "fingerprint.denylist" = "env_aws,env_gce,env_azure,env_digitalocean", "driver.allowlist" = "raw_exec" }
@@ -224,7 +229,7 @@ vault {
     ttl = "1h"
   }
 }
-`, s.address, s.ca))
+`, ports[0], ports[1], ports[2], s.address, s.ca))
 	cmd := exec.Command(path, "agent", "-dev", "-config="+filepath.Join(dir, "nomad.hcl"))
 	cmd.Env = []string{"HOME=" + dir, "TMPDIR=" + dir, "PATH=" + os.Getenv("PATH")}
 	log, err := os.Create(filepath.Join(dir, "log"))
