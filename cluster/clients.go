@@ -14,6 +14,9 @@ import (
 
 	consul "github.com/hashicorp/consul/api"
 	nomad "github.com/hashicorp/nomad/api"
+	vault "github.com/hashicorp/vault/api"
+
+	"github.com/alisw/kiln/secrets"
 )
 
 // Nomad is a client of Nomad's API, and where that is.
@@ -25,6 +28,12 @@ type Nomad struct {
 // Consul is a client of the API of one Consul agent, and where that is.
 type Consul struct {
 	*consul.Client
+	Address string
+}
+
+// Vault is a client of Vault's API, with the operator's token, and where that is.
+type Vault struct {
+	*vault.Client
 	Address string
 }
 
@@ -59,4 +68,15 @@ func NewConsul(address string) (*Consul, error) {
 		return nil, fmt.Errorf("the CONSUL_… settings in the environment can't be used: %w", err)
 	}
 	return &Consul{client, shown}, nil
+}
+
+// NewVault makes a client of the Vault at VAULT_ADDR, else at address, with the
+// token of VAULT_TOKEN, else of the file that vault login writes: the one that
+// secrets are read with. Nothing is asked of it yet.
+func NewVault(address string) (*Vault, error) {
+	client, err := secrets.NewVaultClient(address)
+	if err != nil {
+		return nil, err
+	}
+	return &Vault{client, client.Address()}, nil
 }

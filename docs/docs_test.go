@@ -25,7 +25,7 @@ var formats = []string{"site.md", "hosts.md", "profiles.md", "templates.md", "ha
 
 var (
 	fenced   = regexp.MustCompile("(?ms)^```([a-z]*)\n(.*?)^```$")
-	ofFile   = regexp.MustCompile(`^# ((?:site|hosts|hosts/[a-z]+|images/[a-z0-9-]+)\.yaml|profiles/\S+)\n`)
+	ofFile   = regexp.MustCompile(`^# ((?:site|hosts|hosts/[a-z]+|images/[a-z0-9-]+)\.yaml|profiles/\S+|vault/\S+)\n`)
 	rendered = regexp.MustCompile(`^# ([a-z0-9-]+): (/\S+)\n`)
 )
 

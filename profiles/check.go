@@ -37,6 +37,8 @@ func Check(ctx context.Context, dir string) (problems problem.List, hosts int, e
 	} else {
 		c.add(s.checkProfiles())
 		c.add(s.checkAptOverrides())
+		_, found := s.Vault()
+		c.add(found)
 	}
 	found, err := each(ctx, func(r *resolved) bool {
 		hosts++

@@ -15,11 +15,15 @@ func FuzzSite(f *testing.F) {
 	f.Add("domain: example.org\nservers: {join: [a, 192.0.2.1], nomad: 1.9.7}\ntls: {ca: /a/b}\n")
 	f.Add("admins: [{name: a, ssh_keys: [x], uid: -1}]\nsecrets: {a: teigi://b}\nadvertise: {network: 192.0.2.0/24}\n")
 	f.Add("apt: {sources: {a: {uris: [x]}}}\nadvertise: 192.0.2.1\ndns: {consul: [\"192.0.2.1#8600\"]}\nvars: {a: [1, {b: c}]}\n")
+	f.Add("servers: {nomad: 1.6.0}\nvault: {token_tune: {max_lease_ttl: 1d}, policies: {a: b}, jwt: {m: {jwks_url: 'http://x/', default_role: r, roles: {r: {token_policies: [a]}}}}}\n")
+	f.Add("vault: {token_roles: {nomad: {allowed_policies: [], orphan: true, token_period: 9223372036854775807d}}}\n")
 	f.Fuzz(func(t *testing.T, text string) {
 		var problems problem.List
-		s := &Site{prepared: map[preparedKey]*prepared{}}
+		s := &Site{Dir: "none", prepared: map[preparedKey]*prepared{}}
 		strictyaml.Decode([]byte(text), "site.yaml", 0, &s.File, &problems)
 		s.check(&problems)
+		_, found := s.Vault()
+		problems = append(problems, found...)
 		problems.Sort()
 		for _, p := range problems {
 			if p.File != "site.yaml" || p.Line < 1 || p.Column < 1 {

@@ -30,6 +30,7 @@ type SiteFile struct {
 	Secrets      strictyaml.Map[text] `yaml:"secrets" jsonschema_description:"Names of secrets, and where each is to be found: teigi://HOSTGROUP/KEY, vault://MOUNT/PATH#FIELD, pass://NAME, age://FILE, file://FILE or env://NAME."`
 	Vars         strictyaml.Map[any]  `yaml:"vars" jsonschema_description:"Variables for templates: a profile's are overridden by the site's, the site's by a host's."`
 	Advertise    *AdvertiseFile       `yaml:"advertise" jsonschema_description:"How a host without an address of its own in the inventory finds the one that its agents advertise."`
+	Vault        *VaultFile           `yaml:"vault" jsonschema_description:"What kiln vault sets Vault to. What isn't named here stays as it is."`
 	Pos          problem.Position     `yaml:"-"`
 }
 

@@ -67,9 +67,18 @@ type vaultServer struct {
 	client *api.Client
 }
 
-// newVaultServer reads the settings from the environment. The server at
-// fallback is taken where they name none.
 func newVaultServer(fallback string) (*vaultServer, error) {
+	client, err := NewVaultClient(fallback)
+	if err != nil {
+		return nil, err
+	}
+	return &vaultServer{client}, nil
+}
+
+// NewVaultClient makes a client of the Vault that the vault program would talk
+// to, with the token that it would use; the server at fallback is taken where
+// the environment names none. Nothing is asked of it yet.
+func NewVaultClient(fallback string) (*api.Client, error) {
 	config := api.DefaultConfig()
 	if config.Error != nil {
 		return nil, fmt.Errorf("the VAULT_… settings in the environment can't be used: %w", config.Error)
@@ -88,7 +97,7 @@ func newVaultServer(fallback string) (*vaultServer, error) {
 		}
 		client.SetToken(token)
 	}
-	return &vaultServer{client}, nil
+	return client, nil
 }
 
 // vaultTokenFile reads the token from where `vault login` leaves it, unless
@@ -226,28 +235,40 @@ func status(err error) int {
 	return 0
 }
 
-// explain says what a failed request for path means, and the way out.
+// explain says what a failed request to read path means, and the way out.
 func (v *vaultServer) explain(ctx context.Context, path string, err error) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	address := v.client.Address()
-	answer, ok := errors.AsType[*api.ResponseError](err)
-	if !ok {
-		return unreachable(address, err)
+	if answer, ok := errors.AsType[*api.ResponseError](err); ok {
+		return ExplainVault(v.client, "read", path, answer)
 	}
+	return unreachable(v.client.Address(), err)
+}
+
+// ExplainVault says what it means that Vault refused a request for path, and the
+// way out. The capabilities are those of a policy that the request needs: "read",
+// "update and sudo".
+func ExplainVault(client *api.Client, capabilities, path string, answer *api.ResponseError) error {
+	address := client.Address()
 	said := strings.Join(strings.Fields(strings.Join(answer.Errors, "; ")), " ")
+	verb, _, several := strings.Cut(capabilities, " and ")
+	needs := "capability " + capabilities
+	if several {
+		needs = "capabilities " + capabilities
+	}
 	e := &vaultError{status: answer.StatusCode}
 	switch {
 	case answer.RawError:
 		// A page of somebody else's: it isn't repeated.
 		e.text = fmt.Sprintf("%s answers %s, and not as Vault does: is that Vault's address, with https:// or http:// as it speaks?", address, http.StatusText(e.status))
-	case v.client.Token() == "" && (e.status == http.StatusForbidden || e.status == http.StatusBadRequest):
+	case client.Token() == "" && (e.status == http.StatusForbidden || e.status == http.StatusBadRequest):
 		e.text = fmt.Sprintf("the Vault server at %s wants a token: run vault login, or set VAULT_TOKEN or VAULT_TOKEN_FILE", address)
 	case e.status == http.StatusForbidden && (strings.Contains(said, "invalid token") || strings.Contains(said, "bad token")):
 		e.text = fmt.Sprintf("the Vault server at %s doesn't know the token, or it has expired: run vault login", address)
 	case e.status == http.StatusForbidden:
-		e.text = fmt.Sprintf("the Vault server at %s doesn't let the token read %s (403): give one of its policies the capability read on that path, or log in as somebody who has it; vault token lookup shows the token's policies", address, path)
+		e.text = fmt.Sprintf("the Vault server at %s doesn't let the token %s %s (403): give one of its policies the %s on that path, or log in as somebody who has it; vault token lookup shows the token's policies",
+			address, verb, path, needs)
 	case e.status == http.StatusServiceUnavailable && strings.Contains(said, "sealed"):
 		e.text = fmt.Sprintf("the Vault server at %s is sealed: unseal it (vault operator unseal)", address)
 	default:

@@ -70,7 +70,7 @@ func TestScripts(t *testing.T) {
 				}
 				return os.WriteFile(filepath.Join(env.WorkDir, "keys", "hashicorp.asc"), key, 0o644)
 			},
-			Cmds: map[string]func(*testscript.TestScript, bool, []string){"status": status, "mode": mode, "expand": expand, "empty": empty, "noise": noise, "image": image, "disk": diskOf, "put": put, "alter": alter},
+			Cmds: map[string]func(*testscript.TestScript, bool, []string){"status": status, "mode": mode, "expand": expand, "empty": empty, "noise": noise, "image": image, "disk": diskOf, "put": put, "alter": alter, "vault": vaultServer, "tokenless": tokenless},
 		})
 	})
 	if *update {

@@ -153,7 +153,7 @@ func runRender(ctx context.Context, o *renderOptions, set func(string) bool, arg
 
 // newResolver finds the secrets of a site.
 func newResolver(site *profiles.Site) plan.Resolver {
-	return &secrets.Resolver{Dir: site.Dir, VaultAddress: site.File.VaultAddress.Or("https://vault.service.consul:8200")}
+	return &secrets.Resolver{Dir: site.Dir, VaultAddress: vaultAddress(site)}
 }
 
 // hostPlan is the plan of one host, if nothing is wrong with it.

@@ -51,6 +51,7 @@ or hosts/*.yaml, and profiles/. kiln init makes a small one to start from.`,
 		newRenderCommand(o, u), newLockCommand(o, u), newCacheCommand(o, u), newBuildCommand(o, u), newBootCommand(o, u), newImagesCommand(o, u), newDiffCommand(u), newImportCommand(o, u), newKeysCommand(o, u), newSchemaCommand(u), newConsulCommand(u), newVersionCommand(u), newManCommand(),
 		&cobra.Command{Use: "exit-status", Short: "What the exit statuses mean", Long: exitStatusHelp},
 	)
+	root.AddCommand(newVaultCommand(o, u))
 	root.SetHelpCommand(newHelpCommand())
 	root.InitDefaultCompletionCmd()
 	if completion, _, err := root.Find([]string{"completion"}); err == nil && completion != root {

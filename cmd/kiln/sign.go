@@ -8,10 +8,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 
 	"github.com/alisw/kiln/images"
 	"github.com/alisw/kiln/internal/ui"
@@ -67,7 +65,7 @@ func newSigner(ctx context.Context, file string, store *images.Store, u *ui.UI) 
 		return s, nil
 	}
 	var err error
-	s.key, err = images.ReadSigningKey(file, func() (string, error) { return askPassword(ctx, u, file) })
+	s.key, err = images.ReadSigningKey(file, func() (string, error) { return askSecret(ctx, passwordVariable, "Password of "+file) })
 	if err != nil && ctx.Err() != nil {
 		return nil, context.Cause(ctx)
 	}
@@ -129,51 +127,6 @@ func wrongs(list []images.Wrong) []string {
 		lines = append(lines, visible(w.Name)+": "+w.What)
 	}
 	return lines
-}
-
-// askPassword gets the password of a key: never from the arguments, which
-// everybody on the machine can read.
-func askPassword(ctx context.Context, u *ui.UI, key string) (string, error) {
-	if password, ok := os.LookupEnv(passwordVariable); ok {
-		return password, nil
-	}
-	tty, err := os.OpenFile("/dev/tty", os.O_RDWR, 0)
-	if err != nil {
-		return "", fmt.Errorf("there is no terminal to ask for it: put it into the variable %s", passwordVariable)
-	}
-	defer tty.Close()
-	fd := int(tty.Fd())
-	before, err := term.GetState(fd)
-	if err != nil {
-		return "", err
-	}
-	_, _ = fmt.Fprintf(tty, "Password of %s: ", visible(key))
-	defer func() { _, _ = fmt.Fprintln(tty) }()
-	type answer struct {
-		password []byte
-		err      error
-	}
-	answered := make(chan answer, 1)
-	go func() {
-		password, err := term.ReadPassword(fd)
-		answered <- answer{password, err}
-	}()
-	select {
-	case a := <-answered:
-		if a.err != nil {
-			// The terminal may have ended the reading with the very ^C that Kiln is
-			// about to hear of.
-			select {
-			case <-ctx.Done():
-				return "", context.Cause(ctx)
-			case <-time.After(100 * time.Millisecond):
-			}
-		}
-		return string(a.password), a.err
-	case <-ctx.Done():
-		// It still reads, and has switched the echo off.
-		return "", errors.Join(context.Cause(ctx), term.Restore(fd, before))
-	}
 }
 
 // exportSignature puts the manifest of an image that is signed, and the signature,

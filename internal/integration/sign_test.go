@@ -195,14 +195,22 @@ func TestPasswordOnATerminal(t *testing.T) {
 	}
 }
 
-// onTerminal calls kiln on a terminal of its own, types what it is asked for, and
-// gives all that the terminal shows.
+// onTerminal signs on a terminal.
 func (s *signing) onTerminal(t *testing.T, text string) string {
+	t.Helper()
+	env := append(os.Environ(), "KILN_CACHE="+filepath.Join(s.dir, "cache"), "KILN="+s.kiln)
+	return onTerminal(t, s.dir, env, "Password of encrypted.key: ", text, true)
+}
+
+// onTerminal runs the script called call on a terminal of its own, types text once it
+// is asked for, and gives all that the terminal shows. What is unseen is typed once
+// the echo is off.
+func onTerminal(t *testing.T, dir string, env []string, prompt, text string, unseen bool) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "script", "-qec", "sh call", "/dev/null")
-	cmd.Dir, cmd.Env = s.dir, append(os.Environ(), "KILN_CACHE="+filepath.Join(s.dir, "cache"), "KILN="+s.kiln)
+	cmd.Dir, cmd.Env = dir, env
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -219,10 +227,12 @@ func (s *signing) onTerminal(t *testing.T, text string) string {
 	for typed := false; ; {
 		n, err := out.Read(buf)
 		said.Write(buf[:n])
-		if !typed && strings.Contains(said.String(), "Password of encrypted.key: ") {
+		if !typed && strings.Contains(said.String(), prompt) {
 			typed = true
-			// What is typed before the echo is off would be shown.
-			eventually(t, "the echo is off", func() bool { return echoOff(cmd.Process.Pid) })
+			if unseen {
+				// What is typed before the echo is off would be shown.
+				eventually(t, "the echo is off", func() bool { return echoOff(cmd.Process.Pid) })
+			}
 			if _, err := in.Write([]byte(text)); err != nil {
 				t.Fatal(err)
 			}
