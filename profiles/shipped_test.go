@@ -35,6 +35,9 @@ secrets:
   consul_agent_token: pass://consul/agent
   consul_default_token: pass://consul/default
   nomad_consul_token: pass://consul/nomad
+  nomad_encrypt: pass://nomad/encrypt
+  nomad_vault_token: pass://vault/nomad
+  vault_consul_token: pass://consul/vault
 vars: {nomad_acl: true}
 -- hosts.yaml --
 - name: one
@@ -55,7 +58,7 @@ dns: {upstream: [192.0.2.53]}
 // TestShipped holds what hosts of the shipped profiles get against testdata/shipped:
 // what is changed in one profile, or in what several extend, shows in all of them.
 func TestShipped(t *testing.T) {
-	for _, profile := range []string{"plain", "alissandra"} {
+	for _, profile := range []string{"plain", "alissandra", "server"} {
 		for kind, files := range shippedSites {
 			name := profile + "-" + kind
 			t.Run(name, func(t *testing.T) {
