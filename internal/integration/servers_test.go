@@ -23,6 +23,7 @@ import (
 // the commands of docs/servers.md.
 type founding struct {
 	*space
+	whole    *testing.T // hosts live as long as it does
 	desk     *desk
 	files    map[string]string // the site's
 	commands []string          // the document's, block by block
@@ -70,7 +71,7 @@ var (
 // newFounding reads the document, makes the network, and what the desk has before
 // there is a host.
 func newFounding(t *testing.T) *founding {
-	f := &founding{space: newSpace(t), files: map[string]string{}}
+	f := &founding{space: newSpace(t), whole: t, files: map[string]string{}}
 	document := read(t, repository(t), "docs/servers.md")
 	for _, m := range commandBlock.FindAllStringSubmatch(document, -1) {
 		f.commands = append(f.commands, m[1])
@@ -135,7 +136,7 @@ func (f *founding) host(t *testing.T, s *profiles.Site, name string) *plan.Plan 
 // start boots a host, and plugs it into the network.
 func (f *founding) start(t *testing.T, p *plan.Plan, nic, address string) *container {
 	t.Helper()
-	c := boot(t, f.space, p, nic, hashicorp(t, "consul")+":/usr/bin/consul", hashicorp(t, "nomad")+":/usr/bin/nomad", hashicorp(t, "vault")+":/usr/bin/vault")
+	c := boot(f.whole, f.space, p, nic, hashicorp(t, "consul")+":/usr/bin/consul", hashicorp(t, "nomad")+":/usr/bin/nomad", hashicorp(t, "vault")+":/usr/bin/vault")
 	c.sh(t, fmt.Sprintf(`set -e
 		ip link set lo up
 		ip address add %s/24 dev %s
