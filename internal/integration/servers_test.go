@@ -158,10 +158,21 @@ func (f *founding) certify(t *testing.T, c *container) {
 
 func (f *founding) wait(t *testing.T) {
 	s := site(t, f.files)
-	for n := range 3 {
-		p := f.host(t, s, fmt.Sprintf("server%d.example.org", n+1))
-		c := f.start(t, p, fmt.Sprintf("host%d", n+1), serverAddress(n+1))
-		if c.deliver(t, p) != 0 {
+	f.servers = make([]*container, 3)
+	t.Run("boot", func(t *testing.T) {
+		for n := range f.servers {
+			p := f.host(t, s, fmt.Sprintf("server%d.example.org", n+1))
+			t.Run(p.Host.Hostname, func(t *testing.T) {
+				t.Parallel()
+				f.servers[n] = f.start(t, p, fmt.Sprintf("host%d", n+1), serverAddress(n+1))
+			})
+		}
+	})
+	for n, c := range f.servers {
+		if c == nil {
+			t.Fatalf("server%d hasn't booted", n+1)
+		}
+		if c.deliver(t, c.plan) != 0 {
 			t.Fatalf("kiln-host: %s", c.journal(t, "kiln-host"))
 		}
 		for _, unit := range []string{"consul", "nomad", "vault"} {
@@ -169,7 +180,6 @@ func (f *founding) wait(t *testing.T) {
 				return c.sh(t, "systemctl show --property ConditionResult --property ActiveState --value "+unit) == "inactive\nno\n"
 			})
 		}
-		f.servers = append(f.servers, c)
 	}
 	for _, c := range f.servers {
 		f.certify(t, c)
@@ -200,24 +210,22 @@ func answered(client *http.Client, request *http.Request, into any) bool {
 	return response.StatusCode == http.StatusOK && json.NewDecoder(response.Body).Decode(into) == nil
 }
 
-// leaders waits until Consul and Nomad have leaders, and three servers each, as
-// each server sees it.
-func (f *founding) leaders(t *testing.T) {
+// leadersOf waits until Consul and Nomad on a server know leaders, and three
+// servers each.
+func (f *founding) leadersOf(t *testing.T, n int) {
 	t.Helper()
-	for n := 1; n <= 3; n++ {
-		for name, port := range map[string]int{"Consul": 8501, "Nomad": 4646} {
-			eventually(t, fmt.Sprintf("%s on server%d has a leader and three servers", name, n), func() bool {
-				var leader string
-				var peers []string
-				return f.ask(port, n, "", "/v1/status/leader", &leader) && leader != "" && f.ask(port, n, "", "/v1/status/peers", &peers) && len(peers) == 3
-			})
-		}
+	for name, port := range map[string]int{"Consul": 8501, "Nomad": 4646} {
+		eventually(t, fmt.Sprintf("%s on server%d has a leader and three servers", name, n), func() bool {
+			var leader string
+			var peers []string
+			return f.ask(port, n, "", "/v1/status/leader", &leader) && leader != "" && f.ask(port, n, "", "/v1/status/peers", &peers) && len(peers) == 3
+		})
 	}
 }
 
 func (f *founding) lead(t *testing.T) {
-	f.leaders(t)
 	for n := 1; n <= 3; n++ {
+		f.leadersOf(t, n)
 		eventually(t, fmt.Sprintf("Vault on server%d answers, and has nothing yet", n), func() bool {
 			var status struct{ Initialized, Sealed bool }
 			return f.ask(8200, n, "", "/v1/sys/seal-status", &status) && !status.Initialized && status.Sealed
@@ -250,7 +258,7 @@ func (f *founding) consulTokens(t *testing.T) {
 		if c.deliver(t, f.host(t, s, fmt.Sprintf("server%d.example.org", n+1))) != 0 {
 			t.Fatalf("kiln-host: %s", c.journal(t, "kiln-host"))
 		}
-		f.leaders(t)
+		f.leadersOf(t, n+1)
 	}
 	eventually(t, "Consul knows all servers, and Nomad's", func() bool {
 		nodes, nomads := map[string]bool{}, map[string]bool{}
