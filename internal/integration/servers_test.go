@@ -164,24 +164,23 @@ func (f *founding) wait(t *testing.T) {
 			p := f.host(t, s, fmt.Sprintf("server%d.example.org", n+1))
 			t.Run(p.Host.Hostname, func(t *testing.T) {
 				t.Parallel()
-				f.servers[n] = f.start(t, p, fmt.Sprintf("host%d", n+1), serverAddress(n+1))
+				c := f.start(t, p, fmt.Sprintf("host%d", n+1), serverAddress(n+1))
+				if c.deliver(t, p) != 0 {
+					t.Fatalf("kiln-host: %s", c.journal(t, "kiln-host"))
+				}
+				for _, unit := range []string{"consul", "nomad", "vault"} {
+					eventually(t, unit+" was skipped", func() bool {
+						return c.sh(t, "systemctl show --property ConditionResult --property ActiveState --value "+unit) == "inactive\nno\n"
+					})
+				}
+				f.servers[n] = c
 			})
 		}
 	})
-	for n, c := range f.servers {
-		if c == nil {
-			t.Fatalf("server%d hasn't booted", n+1)
-		}
-		if c.deliver(t, c.plan) != 0 {
-			t.Fatalf("kiln-host: %s", c.journal(t, "kiln-host"))
-		}
-		for _, unit := range []string{"consul", "nomad", "vault"} {
-			eventually(t, unit+" was skipped", func() bool {
-				return c.sh(t, "systemctl show --property ConditionResult --property ActiveState --value "+unit) == "inactive\nno\n"
-			})
-		}
-	}
 	for _, c := range f.servers {
+		if c == nil {
+			t.FailNow()
+		}
 		f.certify(t, c)
 	}
 }
