@@ -19,7 +19,7 @@ import (
 
 // The profiles that come with Kiln, as an operator would write them.
 //
-//go:embed all:base all:plain all:alissandra
+//go:embed all:base all:agent all:plain all:alissandra all:server
 var shipped embed.FS
 
 // profile is one profile's folder, as it was written.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"reflect"
 	"strconv"
 	"strings"
@@ -193,6 +194,7 @@ func functions(s *scope) template.FuncMap {
 			}
 			return v
 		},
+		"hostPort":      hostPort,
 		"versionBefore": versionBefore,
 		"printf":        printf,
 		"print":         func(args ...any) (string, error) { return printed(fmt.Sprint, args) },
@@ -228,6 +230,15 @@ func joinList(separator string, list any) (string, error) {
 		return "", fmt.Errorf("join takes a list, not %T", list)
 	}
 	return strings.Join(words, separator), nil
+}
+
+// hostPort is an address or name with a port, an IPv6 address in brackets: also
+// one that a go-sockaddr template chooses in an IPv6 network, which it names.
+func hostPort(host string, port int) (string, error) {
+	if host == "" || port < 1 || port > 65535 {
+		return "", &templateError{fmt.Sprintf("%q and %d are no host and port", host, port), "write hostPort HOST PORT"}
+	}
+	return net.JoinHostPort(host, strconv.Itoa(port)), nil
 }
 
 // versionBefore compares versions by their numbers. An empty one is before

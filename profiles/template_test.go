@@ -32,6 +32,7 @@ func TestTemplateFunctions(t *testing.T) {
 		`{{ join "," .vars.l }} {{ join " " .site.servers.join }}`:                           "x,1,true a b",
 		`{{ default "d" .vars.empty }} {{ .vars.no | default "d" }} {{ default 1 .vars.n }}`: "d d 5",
 		`{{ versionBefore .site.servers.nomad "1.10.0" }} {{ versionBefore "" "1.10.0" }} {{ versionBefore "1.10.0-rc.1" "1.10.0" }} {{ versionBefore "1.10.0+ent" "1.10.1" }}`: "true false false true",
+		`{{ hostPort "192.0.2.1" 80 }} {{ hostPort "2001:db8::1" 8200 }} {{ hostPort "a.example.org" .vars.n }}`:                                                                "192.0.2.1:80 [2001:db8::1]:8200 a.example.org:5",
 		`{{ if .site.tls }}x{{ else }}none{{ end }}`:                                                            "none",
 		`{{ with $.vars.m }}{{ .k }}{{ $.profile }}{{ end }}`:                                                   "vp",
 		`{{ define "t" }}<{{ . }}>{{ end }}{{ template "t" .vars.s }}{{ block "b" .vars.n }}[{{ . }}]{{ end }}`: "<a b>[5]",

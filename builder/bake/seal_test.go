@@ -27,6 +27,7 @@ func TestSealTree(t *testing.T) {
 	goes := []string{
 		"/etc/.resolv.conf.systemd-resolved.bak", "/etc/.pwd.lock", "/usr/sbin/policy-rc.d", "/var/lib/apt/lists/x_Packages", "/var/cache/apt/archives/lock",
 		"/var/log/apt/term.log", "/tmp/x", "/tmp/.x", "/run/.x/y", "/dev/null", "/tmp/of-the-plan/y", "/var/lib/dbus/machine-id", "/root/.bash_history",
+		"/opt/vault/tls/tls.key",
 	}
 	files := map[string]string{}
 	for _, f := range append(append([]string{}, stays...), goes...) {

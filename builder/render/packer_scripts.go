@@ -106,6 +106,9 @@ func sealScript(p *plan.Plan) (string, error) {
 			lines.WriteString("forget " + line + "\n")
 		}
 	}
+	if slices.ContainsFunc(p.Image.Packages, func(p plan.Package) bool { return p.Name == "vault" }) {
+		lines.WriteString("# A key that Vault's package makes for whoever has none.\nforget opt/vault/tls/*\n")
+	}
 	lines.WriteString("# What agents call themselves.\nfor data in")
 	for _, d := range directories {
 		lines.WriteString(" " + shellWord(d))

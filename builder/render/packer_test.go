@@ -251,6 +251,7 @@ func TestPackerScripts(t *testing.T) {
 // TestSealScript runs the script on a tree of files.
 func TestSealScript(t *testing.T) {
 	p := testplan.New()
+	p.Image.Packages = append(p.Image.Packages, plan.Package{Name: "vault"})
 	p.Image.Directories = append(p.Image.Directories, plan.Directory{Path: "/data/a b/nomad", Owner: "root", Group: "root", Mode: 0o755})
 	p.Image.Files = append(p.Image.Files,
 		testplan.File("/etc/netplan/50-cloud-init.yaml", "root", "root", 0o600, "network: {}\n"),
@@ -265,6 +266,7 @@ func TestSealScript(t *testing.T) {
 		"var/log/journal/0123/system.journal", "var/log/syslog.1", "var/log/apt/term.log.1.gz", "var/lib/apt/lists/example_Release",
 		"var/cache/apt/pkgcache.bin", "tmp/x y", "etc/passwd-", "home/debian/.ssh/authorized_keys", "root/.ssh/authorized_keys",
 		"var/lib/nomad/client/client-id", "data/a b/nomad/client/secret-id", "build/consul/node-id", "opt/nomad/data/server/raft/raft.db", "var/lib/dbus/machine-id",
+		"opt/vault/tls/tls.key", "opt/vault/tls/tls.crt",
 	}
 	kept := map[string]string{
 		"etc/netplan/50-cloud-init.yaml": "x", "var/lib/dhcp/kept/by the profile": "x", "etc/ssh/sshd_config": "x", "etc/passwd": "x",

@@ -43,7 +43,7 @@ func newProfilesShowCommand(global *globalOptions, u *ui.UI) *cobra.Command {
 		Short: "List a profile's files, or print one",
 		Long: `Show lists the files of a profile, a shipped one's included, or prints one of
 them as it is: what stands behind a place such as
-kiln:profiles/plain/profile.yaml:59:5.`,
+kiln:profiles/plain/profile.yaml:52:5.`,
 		Example:           "  kiln profiles show plain\n  kiln profiles show plain host/etc/nomad.d/nomad.hcl.tmpl",
 		Args:              cobra.RangeArgs(1, 2),
 		ValidArgsFunction: completeProfileFiles(global),

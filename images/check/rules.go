@@ -24,7 +24,7 @@ const (
 var rules = []rule{
 	{Keys, `etc/ssh/ssh_host_*`, "an SSH host key, which all hosts of the image would share", perHost},
 	{Keys, `root/.ssh/authorized_keys`, "somebody's key lets them in as root on each host", "remove it, or write it into the profile"},
-	{Keys, `root/.gnupg etc/ssl/private/ssl-cert-snakeoil.key`, "a key that was made while the image was", perHost},
+	{Keys, `root/.gnupg etc/ssl/private/ssl-cert-snakeoil.key opt/vault/tls/*`, "a key that was made while the image was", perHost},
 	{Identity, `etc/hostname`, "the building machine's name, or a name for all hosts", perHost},
 	{Identity, `var/lib/systemd/random-seed boot/efi/loader/random-seed boot/loader/random-seed efi/loader/random-seed`, "a random seed that all hosts would share", perHost},
 	{Identity, `var/lib/systemd/credential.secret var/lib/NetworkManager/secret_key`, "a secret that all hosts would share", perHost},

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -99,17 +100,21 @@ func bake(t *testing.T, p *plan.Plan, dir string) (setup string) {
 	t.Helper()
 	layOut(t, dir, p.Image.Files)
 	script := "set -e\n"
-	for _, name := range []string{"consul", "nomad"} {
+	for _, name := range []string{"consul", "nomad", "vault"} {
+		if !slices.ContainsFunc(p.Image.Packages, func(p plan.Package) bool { return p.Name == name }) {
+			continue
+		}
 		from := packaged(t, name)
-		for to, source := range map[string]string{
-			"usr/lib/systemd/system/" + name + ".service": "usr/lib/systemd/system/" + name + ".service",
-			"etc/" + name + ".d/" + name + ".hcl":         "etc/" + name + ".d/" + name + ".hcl",
-		} {
-			b, err := os.ReadFile(filepath.Join(from, source))
+		brings := []string{"usr/lib/systemd/system/" + name + ".service", "etc/" + name + ".d/" + name + ".hcl"}
+		if name == "vault" {
+			brings = append(brings, "etc/vault.d/vault.env")
+		}
+		for _, path := range brings {
+			b, err := os.ReadFile(filepath.Join(from, path))
 			if err != nil {
 				t.Fatal(err)
 			}
-			place(t, filepath.Join(dir, to), string(b))
+			place(t, filepath.Join(dir, path), string(b))
 		}
 		place(t, filepath.Join(dir, "usr/bin", name), "")
 		script += fmt.Sprintf("useradd --system --user-group --shell /bin/false %s\nchown -R %[1]s:%[1]s /etc/%[1]s.d\n", name)
@@ -164,8 +169,8 @@ cp -a layer/. root/
 [ "$(stat -f -c %%T /sys/fs/cgroup)" = cgroup2fs ] || mount -t cgroup2 cgroup2 /sys/fs/cgroup
 chroot root sh /setup.sh
 rm root/setup.sh
-exec systemd-nspawn --quiet --register=no --keep-unit --boot --machine=build01 --directory=root \
-	--private-network --console=pipe%[3]s </dev/null`, dir, hostTree(t), argv))
+exec systemd-nspawn --quiet --register=no --keep-unit --boot --machine=%[4]s --directory=root \
+	--private-network --capability=CAP_IPC_LOCK --console=pipe%[3]s </dev/null`, dir, hostTree(t), argv, p.Host.Hostname))
 	var leader int
 	eventually(t, "the host has an init", func() bool {
 		leader = descendant(cmd.PID(), "systemd")

@@ -67,7 +67,7 @@ func TestIgnitionApplies(t *testing.T) {
 
 // shippedProfiles are those that a host can have without a profile of its
 // site's.
-var shippedProfiles = []string{"plain", "alissandra"}
+var shippedProfiles = []string{"plain", "alissandra", "server"}
 
 // shippedHost is a host of a shipped profile.
 func shippedHost(t *testing.T, profile string) *plan.Plan {

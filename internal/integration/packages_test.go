@@ -42,24 +42,30 @@ func newMaker(t *testing.T, small bool) *maker {
 		t.Fatal(err)
 	}
 	for _, name := range []string{"consul", "nomad"} {
-		built := filepath.Dir(strings.TrimSpace(output(t, filepath.Join(scripts, "build.sh"), "--pinned", name)))
-		m.versions[name] = strings.TrimPrefix(filepath.Base(built), name+"-")
-		folder := filepath.Join(m.cache, "hashicorp", filepath.Base(built))
-		if small {
-			place(t, filepath.Join(folder, name), "#!/bin/sh\necho "+name+"\n")
-			if err := os.Chmod(filepath.Join(folder, name), 0o755); err != nil {
-				t.Fatal(err)
-			}
-			continue
-		}
-		if err := os.MkdirAll(filepath.Dir(folder), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.Symlink(built, folder); err != nil {
-			t.Fatal(err)
-		}
+		m.link(t, name, small)
 	}
 	return m
+}
+
+// link puts a program into the maker's cache.
+func (m *maker) link(t *testing.T, name string, small bool) {
+	t.Helper()
+	built := filepath.Dir(strings.TrimSpace(output(t, filepath.Join(filepath.Dir(m.script), "build.sh"), "--pinned", name)))
+	m.versions[name] = strings.TrimPrefix(filepath.Base(built), name+"-")
+	folder := filepath.Join(m.cache, "hashicorp", filepath.Base(built))
+	if small {
+		place(t, filepath.Join(folder, name), "#!/bin/sh\necho "+name+"\n")
+		if err := os.Chmod(filepath.Join(folder, name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	if err := os.MkdirAll(filepath.Dir(folder), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(built, folder); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // try runs the script, env beside the usual environment.

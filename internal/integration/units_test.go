@@ -12,8 +12,8 @@ import (
 	"github.com/alisw/kiln/plan"
 )
 
-// TestUnitsVerify has systemd read every unit and drop-in of plain and
-// alissandra, beside the packages' own units, with a host's data and without.
+// TestUnitsVerify has systemd read every unit and drop-in of the shipped
+// profiles, beside the packages' own units, with a host's data and without.
 func TestUnitsVerify(t *testing.T) {
 	s := clusterSite(t)
 	around := newSpace(t)
@@ -21,6 +21,8 @@ func TestUnitsVerify(t *testing.T) {
 	p.Host.Disks = nil
 	half := shippedHost(t, "alissandra")
 	half.Host.Disks = nil
+	server := shippedHost(t, "server")
+	server.Host.Disks = nil
 	for _, c := range []struct {
 		name  string
 		plan  *plan.Plan
@@ -29,6 +31,8 @@ func TestUnitsVerify(t *testing.T) {
 		{"image", p, nil},
 		{"host", p, p.Host.Files},
 		{"alissandra", half, half.Host.Files},
+		{"server", server, server.Host.Files},
+		{"server's image", server, nil},
 		{"host with a data disk", p, hostPlan(t, s, "build03").Host.Files},
 		{"host without TLS", p, hostPlan(t, site(t, map[string]string{
 			"site.yaml":  "domain: example.org\ndns: {upstream: [192.0.2.53]}\nservers: {join: [a.example.org]}\n",
@@ -51,7 +55,7 @@ func TestUnitsVerify(t *testing.T) {
 				mkdir up work root
 				mount -t overlay -o lowerdir=%s,upperdir=up,workdir=work overlay root
 				cp -a layer/. root/
-				for agent in consul nomad; do install -m 755 %s root/usr/bin/$agent; done
+				for agent in consul nomad vault; do install -m 755 %s root/usr/bin/$agent; done
 				chroot root sh /setup.sh 2>/dev/null
 				mount -t proc proc root/proc
 				chroot root systemd-analyze --man=no verify %s'`, dir, hostTree(t), program(t, "true"), strings.Join(units, " ")))
@@ -59,7 +63,7 @@ func TestUnitsVerify(t *testing.T) {
 				t.Errorf("exit status %d:\n%s", status, out)
 			}
 			for _, line := range strings.Split(out, "\n") {
-				for _, ours := range []string{"kiln", "consul", "nomad", "dnsmasq.service.d", "Unknown", "ordering cycle"} {
+				for _, ours := range []string{"kiln", "consul", "nomad", "vault", "dnsmasq.service.d", "Unknown", "ordering cycle"} {
 					if strings.Contains(line, ours) {
 						t.Errorf("systemd says: %s", line)
 						break

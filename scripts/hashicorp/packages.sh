@@ -3,7 +3,10 @@
 # builds, and a signed apt repository of them, for hosts that can't reach
 # HashiCorp's. docs/air-gapped.md says how a site names it.
 #
-#   scripts/hashicorp/packages.sh [--output DIR] [--suite CODENAME]...
+#   scripts/hashicorp/packages.sh [--output DIR] [--suite CODENAME]... [--vault]
+#
+# With --vault there is one of vault, too, which only servers need, and which takes
+# as long to build as the others together. A repository that has it keeps it.
 #
 # DIR is the repository (default $KILN_CACHE/hashicorp/apt), with its public key
 # in DIR/key.asc and that key's fingerprint in DIR/fingerprint. The suites are
@@ -40,6 +43,11 @@ fail() {
 arguments() {
 	output='' suites=''
 	while [ $# -gt 0 ]; do
+		if [ "$1" = --vault ]; then
+			names="$names vault"
+			shift
+			continue
+		fi
 		case $1 in
 		--output | --suite) [ -n "${2-}" ] || fail "$1 wants a value" ;;
 		esac
@@ -52,7 +60,7 @@ arguments() {
 			suites="$suites $2"
 			;;
 		*)
-			echo "usage: packages.sh [--output DIR] [--suite CODENAME]..." >&2
+			echo "usage: packages.sh [--output DIR] [--suite CODENAME]... [--vault]" >&2
 			exit 2
 			;;
 		esac
@@ -63,6 +71,8 @@ arguments() {
 	esac
 	suites=$(echo "${suites:-bookworm noble}" | tr ' ' '\n' | sed '/^$/d' | sort -u | paste -sd ' ')
 	output=$(realpath -m "${output:-$cache/apt}")
+	! grep -qs ' \./pool/main/v/vault/' "$output/$state" || names="$names vault"
+	names=$(echo "$names" | tr ' ' '\n' | awk '!seen[$0]++' | paste -sd ' ')
 }
 
 # needed stops where a program is missing, before anything is built.
@@ -92,18 +102,18 @@ sources() {
 }
 
 # says KEY prints what upstream's packaging says of the program in $source, as
-# YAML: the inputs of the action that makes HashiCorp's packages.
+# YAML: the inputs of the action that makes HashiCorp's packages, in $packaging.
 says() {
 	awk -v key="$1:" '
 		/uses: hashicorp\/actions-packaging-linux/ { on = 1; next }
 		on && /^ *- / { exit }
-		on && $1 == key { sub(/^[^:]*: */, ""); print; exit }' "$source/.github/workflows/build.yml"
+		on && $1 == key { sub(/^[^:]*: */, ""); print; exit }' "$packaging"
 }
 
 # must KEY is what upstream says, where a package can't do without.
 must() {
 	v=$(says "$1")
-	[ -n "$v" ] || fail "the sources of $name say nothing of their package's $1: $source/.github/workflows/build.yml"
+	[ -n "$v" ] || fail "the sources of $name say nothing of their package's $1: $packaging"
 	echo "$v"
 }
 
@@ -122,6 +132,8 @@ libc() {
 pack() {
 	name=$1
 	source=$(sources "$name")
+	packaging=$source/.github/actions/build-$name/action.yml # vault's
+	[ -f "$packaging" ] || packaging=$source/.github/workflows/build.yml
 	program=$(readlink "$work/$name.program")
 	version=$(basename "$(dirname "$program")")
 	dir=$work/$name
