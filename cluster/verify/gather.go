@@ -1,0 +1,225 @@
+package verify
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+
+	consul "github.com/hashicorp/consul/api"
+	nomad "github.com/hashicorp/nomad/api"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/alisw/kiln/cluster"
+)
+
+// snapshot is what the cluster's servers say of all hosts together: a handful of
+// lists, however many hosts there are.
+type snapshot struct {
+	region       string                         // of the Nomad that was asked
+	nomadServers []string                       // their versions
+	nodes        map[string][]*nomadNode        // Nomad's, by name in lower case
+	consulServer []string                       // their versions
+	members      map[string]*consul.Node        // Consul's nodes, by name in lower case
+	byAddress    map[string][]*consul.Node      // the same, by address
+	health       map[string]consul.HealthChecks // of Consul's nodes, those of the node itself
+	services     map[string][]*consul.CatalogService
+}
+
+// nomadNode is a node as Nomad's list has it.
+type nomadNode = nomad.NodeListStub
+
+// gather asks Nomad and Consul for their lists, all at once.
+func (v *Verifier) gather(ctx context.Context, wanted []*expected) (*snapshot, error) {
+	s := &snapshot{}
+	// Their names: whatever the profiles say, there are few.
+	services := map[string]bool{}
+	var agents, clients bool
+	for _, e := range wanted {
+		clients = clients || e.nomad != nil
+		agents = agents || e.consul != nil
+		if e.nomad != nil && e.nomad.client && e.consul != nil && e.nomad.service != "" {
+			services[e.nomad.service] = true
+		}
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	if clients {
+		group.Go(func() error { return v.gatherNomad(ctx, s) })
+	}
+	if agents {
+		lists := make(map[string]*[]*consul.CatalogService, len(services)+1)
+		for name := range services {
+			lists[name] = new([]*consul.CatalogService)
+		}
+		group.Go(func() error { return v.gatherConsul(ctx, s, lists) })
+	}
+	if err := group.Wait(); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+func (v *Verifier) gatherNomad(ctx context.Context, s *snapshot) error {
+	ctx, cancel := v.bounded(ctx)
+	defer cancel()
+	query := (&nomad.QueryOptions{}).WithContext(ctx)
+	group, ctx := errgroup.WithContext(ctx)
+	var list []*nomadNode
+	group.Go(func() (err error) {
+		list, _, err = v.Nomad.Nodes().List(query.WithContext(ctx))
+		return err
+	})
+	group.Go(func() error {
+		m, err := v.Nomad.Agent().MembersOpts(query.WithContext(ctx))
+		if err != nil {
+			return err
+		}
+		s.region = m.ServerRegion
+		for _, server := range m.Members {
+			// All regions are among them, and servers that are gone for a while yet.
+			if server.Status == "alive" && (server.Tags["region"] == s.region || s.region == "") {
+				s.nomadServers = append(s.nomadServers, server.Tags["build"])
+			}
+		}
+		return nil
+	})
+	if err := group.Wait(); err != nil {
+		return cluster.Explain(cluster.ServiceNomad, v.Nomad.Address, late(ctx, err))
+	}
+	s.nodes = make(map[string][]*nomadNode, len(list))
+	for _, n := range list {
+		name := strings.ToLower(n.Name)
+		s.nodes[name] = append(s.nodes[name], n)
+	}
+	for _, same := range s.nodes {
+		// The one that lives comes first, else the one that was heard of last.
+		slices.SortFunc(same, func(a, b *nomadNode) int {
+			alive := func(n *nomadNode) int {
+				if n.Status == nomad.NodeStatusReady {
+					return 0
+				}
+				return 1
+			}
+			return cmp.Or(alive(a)-alive(b), cmp.Compare(b.ModifyIndex, a.ModifyIndex), cmp.Compare(a.ID, b.ID))
+		})
+	}
+	return nil
+}
+
+func (v *Verifier) gatherConsul(ctx context.Context, s *snapshot, lists map[string]*[]*consul.CatalogService) error {
+	ctx, cancel := v.bounded(ctx)
+	defer cancel()
+	group, ctx := errgroup.WithContext(ctx)
+	query := (&consul.QueryOptions{}).WithContext(ctx)
+	var nodes []*consul.Node
+	var checks consul.HealthChecks
+	group.Go(func() (err error) {
+		nodes, _, err = v.Consul.Catalog().Nodes(query)
+		return err
+	})
+	group.Go(func() (err error) {
+		checks, _, err = v.Consul.Health().State(consul.HealthAny, query)
+		return err
+	})
+	group.Go(func() error {
+		servers, _, err := v.Consul.Catalog().Service("consul", "", query)
+		for _, server := range servers {
+			s.consulServer = append(s.consulServer, cmp.Or(server.ServiceMeta["version"], server.NodeMeta["consul-version"]))
+		}
+		return err
+	})
+	for name, into := range lists {
+		group.Go(func() (err error) {
+			*into, _, err = v.Consul.Catalog().Service(name, "", query)
+			return err
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return cluster.Explain(cluster.ServiceConsul, v.Consul.Address, late(ctx, err))
+	}
+	s.members, s.byAddress = make(map[string]*consul.Node, len(nodes)), make(map[string][]*consul.Node, len(nodes))
+	for _, n := range nodes {
+		s.members[strings.ToLower(n.Node)] = n
+		s.byAddress[n.Address] = append(s.byAddress[n.Address], n)
+	}
+	s.health = make(map[string]consul.HealthChecks, len(nodes))
+	for _, c := range checks {
+		name := strings.ToLower(c.Node)
+		s.health[name] = append(s.health[name], c)
+	}
+	s.services = make(map[string][]*consul.CatalogService)
+	for name, list := range lists {
+		s.services[name] = *list
+	}
+	return nil
+}
+
+// bounded is a context for questions to an API.
+func (v *Verifier) bounded(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(ctx, cmp.Or(v.Timeout, DefaultTimeout))
+}
+
+// late is err, as what it comes from where time is up: the clients don't always
+// pass that on.
+func late(ctx context.Context, err error) error {
+	if cause := context.Cause(ctx); errors.Is(cause, context.DeadlineExceeded) && !errors.Is(err, cause) {
+		return errors.Join(err, cause)
+	}
+	return err
+}
+
+// node asks Nomad for all that it knows of a host's node; nil is that it has
+// none. A node that goes away between the list and this question has none.
+func (v *Verifier) node(ctx context.Context, e *expected, s *snapshot) (*nomad.Node, error) {
+	if e.nomad == nil || !e.nomad.client {
+		return nil, nil
+	}
+	same := s.nodesOf(e)
+	if len(same) == 0 {
+		return nil, nil
+	}
+	bounded, cancel := v.bounded(ctx)
+	defer cancel()
+	node, _, err := v.Nomad.Nodes().Info(same[0].ID, (&nomad.QueryOptions{}).WithContext(bounded))
+	switch {
+	case cluster.StatusOf(err) == http.StatusNotFound:
+		return nil, nil
+	case ctx.Err() != nil && err != nil:
+		return nil, context.Cause(ctx)
+	case err != nil:
+		return nil, fmt.Errorf("the node of %s: %w", e.host, cluster.Explain(cluster.ServiceNomad, v.Nomad.Address, late(bounded, err)))
+	}
+	return node, nil
+}
+
+// nodesOf are the entries of Nomad's for a host: by the name that its
+// configuration says, else by the host's full name, else by its short one.
+func (s *snapshot) nodesOf(e *expected) []*nomadNode {
+	for _, name := range e.names(e.nomad.name) {
+		if same := s.nodes[name]; len(same) > 0 {
+			return same
+		}
+	}
+	return nil
+}
+
+// memberOf is the entry of Consul's for a host, likewise.
+func (s *snapshot) memberOf(e *expected) *consul.Node {
+	for _, name := range e.names(e.consul.name) {
+		if m := s.members[name]; m != nil {
+			return m
+		}
+	}
+	return nil
+}
+
+// names are those that an agent can have: what is said, in lower case, before
+// the host's own.
+func (e *expected) names(said string) []string {
+	short, _, _ := strings.Cut(e.host, ".")
+	names := []string{strings.ToLower(said), strings.ToLower(e.host), strings.ToLower(short)}
+	return slices.DeleteFunc(slices.Compact(names), func(n string) bool { return n == "" })
+}
