@@ -288,8 +288,8 @@ func contentDiff(want *File, have found) []string {
 			continue
 		case private && strings.HasPrefix(line, "+") && !strings.HasPrefix(line, "+++"):
 			line = "+[a line of the host's, not shown: this file isn't for everybody]"
-		default:
-			line = scrub(line)
+		case strings.HasPrefix(line, "+"):
+			line = scrub(line) // all others are the plan's, with references
 		}
 		if len(out) == mostDiff {
 			return append(out, "…")

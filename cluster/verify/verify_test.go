@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"log"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -240,8 +242,9 @@ func TestAClusterThatCannotBeAsked(t *testing.T) {
 		refused(t, verifierAt(t, server.URL), p, "nobody answers there")
 	})
 	t.Run("of an unknown CA", func(t *testing.T) {
-		server := httptest.NewTLSServer(good)
-		server.Config.ErrorLog = nil
+		server := httptest.NewUnstartedServer(good)
+		server.Config.ErrorLog = log.New(io.Discard, "", 0) // what it says of our refusal
+		server.StartTLS()
 		t.Cleanup(server.Close)
 		refused(t, verifierAt(t, server.URL), p, "_CACERT")
 	})
