@@ -156,7 +156,7 @@ func orUnknown(s string) string {
 
 // secretsInText are what journals and configurations call secrets, and what
 // stands behind.
-var secretsInText = regexp.MustCompile(`(?i)((?:token|secret|password|passwd|encrypt|accessor)[a-z_ -]*["']?\s*[:=]\s*["']?)[^\s"',;]+`)
+var secretsInText = regexp.MustCompile(`(?i)((?:token|secret|password|passwd|encrypt|accessor)[a-z_-]*["']?\s*[:=]\s*["']?)[^\s"',;]+`)
 
 // scrub takes what looks like a secret out of a line of a host's.
 func scrub(line string) string { return secretsInText.ReplaceAllString(line, "${1}[redacted]") }

@@ -94,6 +94,9 @@ func runVerifyHosts(ctx context.Context, o *verifyHostsOptions, names []string, 
 	for _, p := range problems {
 		u.Notef("%s", p.Error())
 	}
+	if err == nil && len(problems) > 0 && len(reports) == 0 {
+		return errShown
+	}
 	if err == nil {
 		err = showReports(reports, o.json, u)
 	}
