@@ -117,24 +117,26 @@ func (v *Verifier) gatherConsul(ctx context.Context, s *snapshot, lists map[stri
 	var nodes []*consul.Node
 	var checks consul.HealthChecks
 	group.Go(func() (err error) {
-		nodes, _, err = v.Consul.Catalog().Nodes(query)
-		return err
+		var meta *consul.QueryMeta
+		nodes, meta, err = v.Consul.Catalog().Nodes(query)
+		return whole(meta, err)
 	})
 	group.Go(func() (err error) {
 		checks, _, err = v.Consul.Health().State(consul.HealthAny, query)
 		return err
 	})
 	group.Go(func() error {
-		servers, _, err := v.Consul.Catalog().Service("consul", "", query)
+		servers, meta, err := v.Consul.Catalog().Service("consul", "", query)
 		for _, server := range servers {
 			s.consulServer = append(s.consulServer, cmp.Or(server.ServiceMeta["version"], server.NodeMeta["consul-version"]))
 		}
-		return err
+		return whole(meta, err)
 	})
 	for name, into := range lists {
 		group.Go(func() (err error) {
-			*into, _, err = v.Consul.Catalog().Service(name, "", query)
-			return err
+			var meta *consul.QueryMeta
+			*into, meta, err = v.Consul.Catalog().Service(name, "", query)
+			return whole(meta, err)
 		})
 	}
 	if err := group.Wait(); err != nil {
@@ -155,6 +157,16 @@ func (v *Verifier) gatherConsul(ctx context.Context, s *snapshot, lists map[stri
 		s.services[name] = *list
 	}
 	return nil
+}
+
+// whole is err, or that Consul left out of a list what the token may not see: it
+// says so nowhere else, and what is missing from a list could be missing from the
+// cluster, or stand there twice.
+func whole(meta *consul.QueryMeta, err error) error {
+	if err == nil && meta.ResultsFilteredByACLs {
+		return errors.New("its answer isn't whole: the token in CONSUL_HTTP_TOKEN may not read all nodes and services: give it node:read and service:read")
+	}
+	return err
 }
 
 // bounded is a context for questions to an API.

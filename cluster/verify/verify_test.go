@@ -218,6 +218,10 @@ func TestAClusterThatCannotBeAsked(t *testing.T) {
 		{"403 of Consul", status("/v1/catalog/nodes", 403, "ACL not found"), []string{"asking Consul at ", "ACL not found", "CONSUL_HTTP_TOKEN"}},
 		{"500 of Nomad", status("/v1/agent/members", 500, "No cluster leader"), []string{"No cluster leader", "is there a leader?"}},
 		{"500 of Consul", status("/v1/health", 500, "No cluster leader"), []string{"asking Consul", "is there a leader?"}},
+		{"a token of Consul's that sees little", func(w http.ResponseWriter, _ *http.Request) bool {
+			w.Header().Set("X-Consul-Results-Filtered-By-ACLs", "true")
+			return false
+		}, []string{"asking Consul", "its answer isn't whole", "CONSUL_HTTP_TOKEN"}},
 		{"no JSON", func(w http.ResponseWriter, r *http.Request) bool {
 			_, _ = w.Write([]byte("<html>"))
 			return true

@@ -29,7 +29,8 @@ const exitStatusHelp = `kiln ends with one of these exit statuses:
 
 Warnings don't change the status, unless kiln check --strict asks for it. As
 diff(1) does, kiln diff ends with 1 if the images differ, and with 2 if anything
-is in the way of comparing them.`
+is in the way of comparing them; kiln verify likewise, for hosts and their
+profiles.`
 
 // failure is an error of a verb that was understood. Any other error of the
 // command line's is about how kiln was called.
