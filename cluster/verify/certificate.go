@@ -1,6 +1,7 @@
 package verify
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -25,7 +26,7 @@ type served struct {
 // served asks an agent for its certificate. No request follows: the agent shows
 // it before it asks for ours.
 func (v *Verifier) served(ctx context.Context, address string) served {
-	ctx, cancel := context.WithTimeout(ctx, dialTime)
+	ctx, cancel := context.WithTimeout(ctx, min(dialTime, cmp.Or(v.Timeout, dialTime)))
 	defer cancel()
 	s := served{at: address}
 	dial := v.Dial

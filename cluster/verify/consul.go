@@ -35,6 +35,9 @@ func checkConsul(r *results, e *expected, s *snapshot, node *nomad.Node, locked 
 	}
 	r.same(CheckConsulNode, "datacenter", want.datacenter, cmp.Or(member.Datacenter, want.datacenter),
 		"bring the host's Consul configuration to the plan (kiln apply); or is another datacenter's Consul asked? CONSUL_HTTP_ADDR names it")
+	role := map[bool]string{true: "a server", false: "a client"}
+	r.same(CheckConsulServer, "", role[want.server], role[s.isServer[strings.ToLower(member.Node)]],
+		"set server in the host's Consul configuration, and restart consul there")
 	checkHealth(r, s.health[strings.ToLower(member.Node)])
 	checkAddresses(r, want.address, member, node)
 	if e.nomad != nil && e.nomad.client && e.nomad.service != "" {

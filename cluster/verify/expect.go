@@ -31,6 +31,7 @@ type nomadAgent struct {
 	datacenter string
 	address    netip.Addr // that it advertises; invalid where only the host knows
 	client     bool
+	server     bool
 	class      string
 	pool       string
 	meta       map[string]string
@@ -53,6 +54,7 @@ type consulAgent struct {
 	name       string // empty: the host's own
 	datacenter string
 	address    netip.Addr
+	server     bool
 	cert       string
 }
 
@@ -88,7 +90,7 @@ func expectNomad(s settings) *nomadAgent {
 	client := s.block("client")
 	n := &nomadAgent{
 		name: s.text("name"), region: cmp.Or(s.text("region"), "global"), datacenter: cmp.Or(s.text("datacenter"), "dc1"),
-		client: client.bool("enabled", false), class: client.text("node_class"), pool: cmp.Or(client.text("node_pool"), "default"),
+		client: client.bool("enabled", false), server: s.block("server").bool("enabled", false), class: client.text("node_class"), pool: cmp.Or(client.text("node_pool"), "default"),
 		meta: map[string]string{}, volumes: map[string]volume{}, reserved: client.block("reserved"), drivers: drivers(s),
 		https: s.block("tls").bool("http", false), cert: s.block("tls").text("cert_file"),
 	}
@@ -112,7 +114,7 @@ func expectNomad(s settings) *nomadAgent {
 }
 
 func expectConsul(s settings) *consulAgent {
-	c := &consulAgent{name: s.text("node_name"), datacenter: cmp.Or(s.text("datacenter"), "dc1"), cert: cmp.Or(s.block("tls", "defaults").text("cert_file"), s.text("cert_file"))}
+	c := &consulAgent{name: s.text("node_name"), server: s.bool("server", false), datacenter: cmp.Or(s.text("datacenter"), "dc1"), cert: cmp.Or(s.block("tls", "defaults").text("cert_file"), s.text("cert_file"))}
 	for _, said := range []string{s.text("advertise_addr"), s.text("bind_addr")} {
 		if said != "" {
 			c.address = literal(said)

@@ -8,10 +8,10 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 
 	consul "github.com/hashicorp/consul/api"
 	nomad "github.com/hashicorp/nomad/api"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/alisw/kiln/cluster"
 )
@@ -20,9 +20,11 @@ import (
 // lists, however many hosts there are.
 type snapshot struct {
 	region       string                         // of the Nomad that was asked
-	nomadServers []string                       // their versions
+	servers      []*nomad.AgentMember           // Nomad's, of that region, dead ones too
+	nomadServers []string                       // the versions of those that live
 	nodes        map[string][]*nomadNode        // Nomad's, by name in lower case
-	consulServer []string                       // their versions
+	consulServer []string                       // the versions of Consul's servers
+	isServer     map[string]bool                // those, by name in lower case
 	members      map[string]*consul.Node        // Consul's nodes, by name in lower case
 	byAddress    map[string][]*consul.Node      // the same, by address
 	health       map[string]consul.HealthChecks // of Consul's nodes, those of the node itself
@@ -45,48 +47,59 @@ func (v *Verifier) gather(ctx context.Context, wanted []*expected) (*snapshot, e
 			services[e.nomad.service] = true
 		}
 	}
-	group, ctx := errgroup.WithContext(ctx)
+	var questions []func() error
 	if clients {
-		group.Go(func() error { return v.gatherNomad(ctx, s) })
+		questions = append(questions, func() error { return v.gatherNomad(ctx, s) })
 	}
 	if agents {
 		lists := make(map[string]*[]*consul.CatalogService, len(services)+1)
 		for name := range services {
 			lists[name] = new([]*consul.CatalogService)
 		}
-		group.Go(func() error { return v.gatherConsul(ctx, s, lists) })
+		questions = append(questions, func() error { return v.gatherConsul(ctx, s, lists) })
 	}
-	if err := group.Wait(); err != nil {
-		return nil, err
+	return s, errors.Join(atTheSameTime(questions...)...)
+}
+
+// atTheSameTime asks several questions at once, and gives the errors in their
+// order, so that the same trouble is told in the same words.
+func atTheSameTime(questions ...func() error) []error {
+	errs := make([]error, len(questions))
+	var wg sync.WaitGroup
+	for i, ask := range questions {
+		wg.Go(func() { errs[i] = ask() })
 	}
-	return s, nil
+	wg.Wait()
+	return errs
 }
 
 func (v *Verifier) gatherNomad(ctx context.Context, s *snapshot) error {
 	ctx, cancel := v.bounded(ctx)
 	defer cancel()
 	query := (&nomad.QueryOptions{}).WithContext(ctx)
-	group, ctx := errgroup.WithContext(ctx)
 	var list []*nomadNode
-	group.Go(func() (err error) {
-		list, _, err = v.Nomad.Nodes().List(query.WithContext(ctx))
+	errs := atTheSameTime(func() (err error) {
+		list, _, err = v.Nomad.Nodes().List(query)
 		return err
-	})
-	group.Go(func() error {
-		m, err := v.Nomad.Agent().MembersOpts(query.WithContext(ctx))
+	}, func() error {
+		m, err := v.Nomad.Agent().MembersOpts(query)
 		if err != nil {
 			return err
 		}
 		s.region = m.ServerRegion
 		for _, server := range m.Members {
-			// All regions are among them, and servers that are gone for a while yet.
-			if server.Status == "alive" && (server.Tags["region"] == s.region || s.region == "") {
+			// All regions are among them, and for a while those that are gone.
+			if s.region != "" && server.Tags["region"] != s.region {
+				continue
+			}
+			s.servers = append(s.servers, server)
+			if server.Status == "alive" {
 				s.nomadServers = append(s.nomadServers, server.Tags["build"])
 			}
 		}
 		return nil
 	})
-	if err := group.Wait(); err != nil {
+	if err := cmp.Or(errs...); err != nil {
 		return cluster.Explain(cluster.ServiceNomad, v.Nomad.Address, late(ctx, err))
 	}
 	s.nodes = make(map[string][]*nomadNode, len(list))
@@ -112,34 +125,33 @@ func (v *Verifier) gatherNomad(ctx context.Context, s *snapshot) error {
 func (v *Verifier) gatherConsul(ctx context.Context, s *snapshot, lists map[string]*[]*consul.CatalogService) error {
 	ctx, cancel := v.bounded(ctx)
 	defer cancel()
-	group, ctx := errgroup.WithContext(ctx)
 	query := (&consul.QueryOptions{}).WithContext(ctx)
 	var nodes []*consul.Node
 	var checks consul.HealthChecks
-	group.Go(func() (err error) {
+	questions := []func() error{func() (err error) {
 		var meta *consul.QueryMeta
 		nodes, meta, err = v.Consul.Catalog().Nodes(query)
 		return whole(meta, err)
-	})
-	group.Go(func() (err error) {
+	}, func() (err error) {
 		checks, _, err = v.Consul.Health().State(consul.HealthAny, query)
 		return err
-	})
-	group.Go(func() error {
+	}, func() error {
 		servers, meta, err := v.Consul.Catalog().Service("consul", "", query)
+		s.isServer = make(map[string]bool, len(servers))
 		for _, server := range servers {
+			s.isServer[strings.ToLower(server.Node)] = true
 			s.consulServer = append(s.consulServer, cmp.Or(server.ServiceMeta["version"], server.NodeMeta["consul-version"]))
 		}
 		return whole(meta, err)
-	})
+	}}
 	for name, into := range lists {
-		group.Go(func() (err error) {
+		questions = append(questions, func() (err error) {
 			var meta *consul.QueryMeta
 			*into, meta, err = v.Consul.Catalog().Service(name, "", query)
 			return whole(meta, err)
 		})
 	}
-	if err := group.Wait(); err != nil {
+	if err := cmp.Or(atTheSameTime(questions...)...); err != nil {
 		return cluster.Explain(cluster.ServiceConsul, v.Consul.Address, late(ctx, err))
 	}
 	s.members, s.byAddress = make(map[string]*consul.Node, len(nodes)), make(map[string][]*consul.Node, len(nodes))

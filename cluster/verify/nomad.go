@@ -17,12 +17,18 @@ import (
 // checkNomad judges a host's node, as Nomad's servers know it. node is nil where
 // they have none.
 func checkNomad(r *results, e *expected, s *snapshot, node *nomad.Node, locked string) {
-	if e.nomad == nil || !e.nomad.client {
+	if e.nomad == nil {
 		return
 	}
 	want := e.nomad
 	r.same(CheckNomadRegion, "", want.region, cmp.Or(s.region, want.region),
 		"ask the Nomad of the host's region: NOMAD_ADDR, or NOMAD_REGION, names it; or mend the region in site.yaml")
+	if want.server {
+		checkServer(r, e, s, locked)
+	}
+	if !want.client {
+		return
+	}
 	same := s.nodesOf(e)
 	if !r.wants(CheckNomadNode) {
 		// Its other checks still stand.
@@ -53,6 +59,31 @@ func checkNomad(r *results, e *expected, s *snapshot, node *nomad.Node, locked s
 	checkVolumes(r, want, node)
 	checkDrivers(r, want, node)
 	checkVersion(r, CheckNomadVersion, "Nomad", node.Attributes["nomad.version"], locked, s.nomadServers)
+}
+
+// checkServer judges a server of Nomad's, as the one that was asked knows it.
+func checkServer(r *results, e *expected, s *snapshot, locked string) {
+	if !r.wants(CheckNomadServer) {
+		return
+	}
+	names := e.names(e.nomad.name)
+	i := slices.IndexFunc(s.servers, func(m *nomad.AgentMember) bool {
+		return slices.Contains(names, strings.ToLower(strings.TrimSuffix(m.Name, "."+e.nomad.region)))
+	})
+	if i < 0 {
+		r.add(Finding{Check: CheckNomadServer, Expected: "a server called " + cmp.Or(e.nomad.name, e.host), Found: "none",
+			Fix: "does its agent run, and does it reach the others (TCP and UDP 4648)? journalctl -u nomad on the host says"})
+		return
+	}
+	m := s.servers[i]
+	r.same(CheckNomadServer, "status", "alive", m.Status, "is the host up, and its agent? kiln verify --ssh looks at it")
+	if e.nomad.address.IsValid() && literal(m.Addr) != e.nomad.address {
+		r.add(Finding{Check: CheckNomadServer, Object: "address", Expected: e.nomad.address.String(), Found: m.Addr,
+			Fix: "look at advertise and bind_addr in the host's Nomad configuration, and at the address in the inventory"})
+	}
+	if !e.nomad.client {
+		checkVersion(r, CheckNomadVersion, "Nomad", m.Tags["build"], locked, nil)
+	}
 }
 
 // checkLife is whether jobs can come to the node.

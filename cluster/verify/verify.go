@@ -44,6 +44,7 @@ type Check string
 
 // The checks. docs/verify.md says what each is about.
 const (
+	CheckNomadServer     Check = "nomad-server"
 	CheckNomadNode       Check = "nomad-node"
 	CheckNomadDuplicate  Check = "nomad-duplicate"
 	CheckNomadEligible   Check = "nomad-eligible"
@@ -57,6 +58,7 @@ const (
 	CheckNomadVersion    Check = "nomad-version"
 	CheckReservation     Check = "reservation"
 	CheckConsulNode      Check = "consul-node"
+	CheckConsulServer    Check = "consul-server"
 	CheckConsulHealth    Check = "consul-health"
 	CheckConsulAddress   Check = "consul-address"
 	CheckConsulService   Check = "consul-service"
@@ -70,9 +72,9 @@ const (
 
 // Checks lists all of them, in the order of reports.
 var Checks = []Check{
-	CheckNomadNode, CheckNomadDuplicate, CheckNomadEligible, CheckNomadRegion, CheckNomadDatacenter, CheckNomadClass, CheckNomadAddress,
+	CheckNomadServer, CheckNomadNode, CheckNomadDuplicate, CheckNomadEligible, CheckNomadRegion, CheckNomadDatacenter, CheckNomadClass, CheckNomadAddress,
 	CheckNomadMeta, CheckNomadVolume, CheckNomadDriver, CheckNomadVersion, CheckReservation,
-	CheckConsulNode, CheckConsulHealth, CheckConsulAddress, CheckConsulService, CheckConsulVersion,
+	CheckConsulNode, CheckConsulServer, CheckConsulHealth, CheckConsulAddress, CheckConsulService, CheckConsulVersion,
 	CheckCertificate, CheckSSH, CheckUnit, CheckFile, CheckDNS,
 }
 
@@ -210,8 +212,15 @@ func (v *Verifier) host(ctx context.Context, t *Target, e *expected, seen *snaps
 		checkReservation(r, e, node)
 	}
 	checkConsul(r, e, seen, node, t.Versions.Consul)
-	if e.nomad != nil && e.nomad.https && node != nil && v.SSH == nil && r.wants(CheckCertificate) {
-		checkServed(r, v.served(ctx, node.HTTPAddr), v.now(), v.expires())
+	if e.nomad == nil && e.consul == nil {
+		r.note("its plan has no configuration of Nomad or Consul, so that the cluster wasn't asked about it")
+	}
+	if e.nomad != nil && e.nomad.https && node != nil && r.wants(CheckCertificate) {
+		// The one on the disk may be newer than what the agent shows. Where that can't
+		// be seen from here, the disk has to do.
+		if served := v.served(ctx, node.HTTPAddr); served.err == nil || v.SSH == nil {
+			checkServed(r, served, v.now(), v.expires())
+		}
 	}
 	if v.SSH != nil {
 		select {

@@ -52,7 +52,7 @@ func TestAGoodHostHasNoFinding(t *testing.T) {
 		t.Errorf("found:\n%s", found(r))
 	}
 	want := "[nomad-node nomad-eligible nomad-region nomad-datacenter nomad-class nomad-address nomad-meta nomad-volume nomad-driver nomad-version reservation " +
-		"consul-node consul-health consul-address consul-service consul-version]"
+		"consul-node consul-server consul-health consul-address consul-service consul-version]"
 	if got := fmt.Sprint(r.Checked); got != want {
 		t.Errorf("checked %s,\nnot     %s", got, want)
 	}
@@ -99,6 +99,9 @@ func TestEachDeviation(t *testing.T) {
 		{"no node in Consul", func(s *state, n *nomad.Node) { s.catalog[1].Node = "other.example.org" },
 			"differs consul-node : a node called build02.example.org | other.example.org has its address 192.0.2.3"},
 		{"datacenter of Consul", func(s *state, n *nomad.Node) { s.catalog[1].Datacenter = "dc1" }, "differs consul-node datacenter: ci | dc1"},
+		{"a server of Consul", func(s *state, n *nomad.Node) {
+			s.services["consul"] = append(s.services["consul"], &consul.CatalogService{Node: hostName(2), ServiceMeta: map[string]string{"version": "1.22.2"}})
+		}, "differs consul-server : a client | a server"},
 		{"failing", func(s *state, n *nomad.Node) { s.checks[2].Status = "critical" }, "differs consul-health Serf Health Status: passing | critical"},
 		{"not registered", func(s *state, n *nomad.Node) { s.services["nomad-client"] = s.services["nomad-client"][:1] }, "differs consul-service nomad-client: registered once | not registered"},
 		{"registered twice", func(s *state, n *nomad.Node) {
@@ -116,6 +119,44 @@ func TestEachDeviation(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			s := goodState(2)
 			tt.change(s, s.nodes[1])
+			if got := found(verifyHost(t, verifier(t, s), p)); got != tt.want {
+				t.Errorf("found:\n%s\nnot:\n%s", got, tt.want)
+			}
+		})
+	}
+}
+
+// TestServers have no node at Nomad's, but are members.
+func TestServers(t *testing.T) {
+	p := planOf(t, 1)
+	p.Host.Files = append(p.Host.Files,
+		plan.File{Path: "/etc/nomad.d/zz.hcl", Content: plan.Literal([]byte("server { enabled = true }\nclient { enabled = false }\n"))},
+		plan.File{Path: "/etc/consul.d/zz.hcl", Content: plan.Literal([]byte("server = true\n"))})
+	good := func() *state {
+		s := goodState(1)
+		s.nodes, s.services["nomad-client"] = nil, nil
+		s.members = append(s.members, &nomad.AgentMember{
+			Name: hostName(1) + ".alice", Addr: hostAddress(1), Status: "alive", Tags: map[string]string{"region": "alice", "build": "1.10.5"},
+		})
+		s.services["consul"] = append(s.services["consul"], &consul.CatalogService{Node: hostName(1), ServiceMeta: map[string]string{"version": "1.22.2"}})
+		return s
+	}
+	for _, tt := range []struct {
+		name   string
+		change func(s *state)
+		want   string
+	}{
+		{"good", func(*state) {}, ""},
+		{"no member", func(s *state) { s.members = s.members[:2] }, "differs nomad-server : a server called build01.example.org | none"},
+		{"of another region", func(s *state) { s.members[2].Tags["region"] = "bob" }, "differs nomad-server : a server called build01.example.org | none"},
+		{"failed", func(s *state) { s.members[2].Status = "failed" }, "differs nomad-server status: alive | failed"},
+		{"address", func(s *state) { s.members[2].Addr = "10.0.0.9" }, "differs nomad-server address: 192.0.2.2 | 10.0.0.9"},
+		{"version", func(s *state) { s.members[2].Tags["build"] = "1.9.7" }, "differs nomad-version lock: 1.10.5 | 1.9.7"},
+		{"no server of Consul", func(s *state) { s.services["consul"] = s.services["consul"][:1] }, "differs consul-server : a server | a client"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := good()
+			tt.change(s)
 			if got := found(verifyHost(t, verifier(t, s), p)); got != tt.want {
 				t.Errorf("found:\n%s\nnot:\n%s", got, tt.want)
 			}
@@ -235,7 +276,7 @@ func TestAClusterThatCannotBeAsked(t *testing.T) {
 			s.answer = tt.answer
 			v := verifier(t, &s)
 			if strings.HasPrefix(tt.name, "slow") {
-				v.Timeout = 50 * time.Millisecond
+				v.Timeout = 500 * time.Millisecond
 			}
 			refused(t, v, p, tt.wants...)
 		})
