@@ -274,7 +274,7 @@ func masked(text string, unresolved []plan.Reference) (*regexp.Regexp, error) {
 // host's lines aren't shown: whatever the plan says, a secret may be in one.
 func contentDiff(want *File, have found) []string {
 	switch {
-	case have.content == nil || len(have.content) == 0:
+	case len(have.content) == 0:
 		return nil // empty, or too long to look at
 	case bytes.IndexByte(have.content, 0) >= 0:
 		return []string{"it is no text"}

@@ -291,7 +291,13 @@ func TestAClusterThatCannotBeAsked(t *testing.T) {
 		server.Config.ErrorLog = log.New(io.Discard, "", 0) // what it says of our refusal
 		server.StartTLS()
 		t.Cleanup(server.Close)
-		refused(t, verifierAt(t, server.URL), p, "_CACERT")
+		refused(t, verifierAt(t, server.URL), p, "name the CA that its certificate is of in NOMAD_CACERT", "in CONSUL_CACERT")
+		refused(t, verifierAt(t, strings.Replace(server.URL, "https:", "http:", 1)), p, "write https:// in NOMAD_ADDR", "write https:// in CONSUL_HTTP_ADDR")
+	})
+	t.Run("without TLS", func(t *testing.T) {
+		server := httptest.NewServer(good)
+		t.Cleanup(server.Close)
+		refused(t, verifierAt(t, strings.Replace(server.URL, "http:", "https:", 1)), p, "write http:// in NOMAD_ADDR", "write http:// in CONSUL_HTTP_ADDR")
 	})
 	t.Run("stopped", func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())

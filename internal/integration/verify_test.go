@@ -10,10 +10,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/alisw/kiln/cluster/verify"
+	"github.com/alisw/kiln/internal/lab"
 )
 
 // operator is whoever runs kiln verify beside the cluster: with a certificate, a
@@ -154,12 +156,12 @@ func (o *operator) refused(t *testing.T) {
 		{"NOMAD_TOKEN=", "NOMAD_TOKEN"},
 		{"CONSUL_HTTP_TOKEN=11111111-2222-3333-4444-555555555555", "CONSUL_HTTP_TOKEN"},
 		{"NOMAD_CACERT=", "NOMAD_CACERT"},
-		{"NOMAD_CLIENT_CERT=", "NOMAD_CLIENT_CERT"},
+		{"NOMAD_CLIENT_CERT= NOMAD_CLIENT_KEY=", "NOMAD_CLIENT_CERT"},
 		{"NOMAD_TLS_SERVER_NAME=other.example.org", "for another name"},
 		{"NOMAD_ADDR=http://10.66.0.2:4646", "write https://"},
 		{"CONSUL_HTTP_ADDR=http://10.66.0.2:8599", "nobody answers there"},
 	} {
-		o.env = append(env[:len(env):len(env)], c.change)
+		o.env = append(env[:len(env):len(env)], strings.Fields(c.change)...)
 		if out, said, status := o.kiln(t, o.golden.site, o.name); status != 2 || out != "" || !strings.Contains(said, c.says) {
 			t.Errorf("with %s: exit status %d\n%s%s", c.change, status, out, said)
 		}
@@ -185,7 +187,9 @@ func (o *operator) installedAnew(t *testing.T) {
 			gone = gone || n.ID == old && n.Status == "down"
 			ready = ready || n.ID != old && n.Name == o.name+".example.org" && n.Status == "ready"
 		}
-		return gone && ready
+		services, err := o.Services(t.Context(), "nomad-client")
+		registered := slices.ContainsFunc(services, func(s lab.Service) bool { return s.ServiceAddress == o.address })
+		return gone && ready && registered && err == nil
 	})
 	o.finds(t, o.golden.site, "nomad-duplicate "+old[:8])
 }
