@@ -38,7 +38,7 @@ func (g *guest) newOperator(t *testing.T, golden *golden) *operator {
 	g.sh(t, "printf '%s\\n' '"+strings.TrimSpace(read(t, dir, "key.pub"))+"' >>~alice/.ssh/authorized_keys")
 	name := g.name + ".example.org"
 	place(t, filepath.Join(dir, "known_hosts"), name+" "+g.sh(t, "cat /etc/ssh/ssh_host_ed25519_key.pub"))
-	place(t, filepath.Join(dir, "ssh_config"), fmt.Sprintf("Host %s\nHostName %s\nHostKeyAlias %[1]s\nUserKnownHostsFile %s\nIdentityFile %s\nIdentitiesOnly yes\n",
+	place(t, filepath.Join(dir, "ssh_config"), fmt.Sprintf("Host %[1]s\nHostName %[2]s\nHostKeyAlias %[1]s\nUserKnownHostsFile %[3]s\nIdentityFile %[4]s\nIdentitiesOnly yes\n",
 		name, g.address, filepath.Join(dir, "known_hosts"), key))
 	own := issued(t, g.Config.TLS, "operator.example.org")
 	place(t, filepath.Join(dir, "ca.pem"), string(g.Config.TLS.PEM))
