@@ -282,7 +282,7 @@ func filesOf(p *plan.Plan) ([]verify.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	own := map[string]plan.File{}
+	own, buildOnly := map[string]plan.File{}, sourcesOfBuilds(p.Image.AptSources)
 	for _, f := range p.Host.Files {
 		own[f.Path] = f
 	}
@@ -293,9 +293,22 @@ func filesOf(p *plan.Plan) ([]verify.File, error) {
 			f = plan.File{Path: e.Path, Owner: e.Owner, Group: e.Group, Mode: e.Mode, Target: e.Target, Content: plan.Literal(e.Content)}
 		}
 		// The manifest has hashes of what was delivered, with or without secrets.
-		if e.Path != render.ManifestPath {
+		if e.Path != render.ManifestPath && !buildOnly[e.Path] {
 			files = append(files, verify.File{File: f, Dir: e.Dir})
 		}
 	}
 	return files, nil
+}
+
+// sourcesOfBuilds are the files of apt sources that are folders of the building
+// machine. In an image of ours they are disabled, in others not: neither is a
+// difference.
+func sourcesOfBuilds(sources []plan.AptSource) map[string]bool {
+	files := map[string]bool{}
+	for _, s := range sources {
+		if !slices.ContainsFunc(s.URIs, func(uri string) bool { return !bake.IsLocal(uri) }) {
+			files["/etc/apt/sources.list.d/"+s.Name+".sources"] = true
+		}
+	}
+	return files
 }

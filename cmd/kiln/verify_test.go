@@ -9,7 +9,10 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/alisw/kiln/cluster/verify"
+	"github.com/alisw/kiln/internal/testplan"
 	"github.com/alisw/kiln/internal/ui"
+	"github.com/alisw/kiln/plan"
 )
 
 // answers are those of a cluster with one host, build01, by path.
@@ -81,5 +84,34 @@ build01.example.org, consul-service nomad-client: kiln consul leftovers tells wh
 	said["/v1/catalog/nodes"] = strings.Replace(said["/v1/catalog/nodes"], `"dc1"`, `"\u001b[2Jdc2"`, 1)
 	if got := kiln(exitFailed, "build01"); strings.Contains(got, "\x1b") || !strings.Contains(got, "�[2Jdc2") {
 		t.Errorf("got:\n%s", got)
+	}
+}
+
+// TestFilesToCompare are the plan's and Kiln's own, with references in the places
+// of secrets; without what differs by nature.
+func TestFilesToCompare(t *testing.T) {
+	p := testplan.New()
+	p.Image.AptSources = append(p.Image.AptSources,
+		plan.AptSource{Name: "keyless", URIs: []string{"https://apt.example.org"}, Suites: []string{"x"}},
+		plan.AptSource{Name: "folder", URIs: []string{"file:///srv/apt"}, Suites: []string{"x"}, Key: p.Image.AptSources[0].Key})
+	files, err := filesOf(p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]verify.File{}
+	for _, f := range files {
+		got[f.Path] = f
+	}
+	for path, want := range map[string]bool{
+		"/etc/nomad.d/nomad.hcl": true, "/etc/default/empty": true, "/build/consul": true, "/etc/systemd/system/x.service": true, "/etc/kiln/disks": true,
+		"/etc/apt/sources.list.d/hashicorp.sources": true, "/etc/apt/keyrings/folder.asc": true, "/etc/apt/sources.list.d/folder.sources": false,
+		"/etc/apt/sources.list.d/keyless.sources": false, "/etc/kiln/host.manifest": false,
+	} {
+		if _, ok := got[path]; ok != want {
+			t.Errorf("%s is compared: %v", path, ok)
+		}
+	}
+	if refs := got["/etc/nomad.d/nomad.hcl"].Content.Unresolved(); len(refs) != 1 || !got["/build/consul"].Dir || got["/etc/systemd/system/x.service"].Target != "/dev/null" {
+		t.Errorf("got %+v", got)
 	}
 }
