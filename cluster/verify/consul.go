@@ -18,15 +18,14 @@ func checkConsul(r *results, e *expected, s *snapshot, node *nomad.Node, locked 
 		return
 	}
 	want, member := e.consul, s.memberOf(e)
-	if r.wants(CheckConsulNode) && member == nil {
+	r.wants(CheckConsulNode)
+	if member == nil {
 		found := "none"
 		if others := s.byAddress[want.address.String()]; len(others) > 0 {
 			found = fmt.Sprintf("%s has its address %s", others[0].Node, want.address)
 		}
 		r.add(Finding{Check: CheckConsulNode, Expected: "a node called " + cmp.Or(want.name, e.host), Found: found,
 			Fix: "does its agent run? kiln verify --ssh looks, and journalctl -u consul on the host says why it can't join"})
-	}
-	if member == nil {
 		return
 	}
 	if want.name != "" && !strings.EqualFold(want.name, member.Node) {

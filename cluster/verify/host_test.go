@@ -177,51 +177,61 @@ func TestAGoodHostOverSSH(t *testing.T) {
 	}
 }
 
+const (
+	nomadHCL, consulHCL, dnsmasq = "/etc/nomad.d/nomad.hcl", "/etc/consul.d/consul.hcl", "/etc/dnsmasq.d/kiln.conf"
+	stopped                      = "LoadState=loaded ActiveState=inactive SubState=dead UnitFileState=enabled Type=simple ConditionResult=yes Result=success"
+)
+
+// edit changes a file of a host's.
+func edit(path, old, with string) func(*hostState) {
+	return func(h *hostState) {
+		if !strings.Contains(h.texts[path], old) {
+			panic(path + " has no " + old)
+		}
+		h.texts[path] = strings.Replace(h.texts[path], old, with, 1)
+	}
+}
+
+// unit gives a unit another state.
+func unit(name, state string) func(*hostState) { return func(h *hostState) { h.units[name] = state } }
+
+// deviationsOnAHost are what can be wrong with a host, as it shows itself.
+var deviationsOnAHost = []struct {
+	name    string
+	change  func(h *hostState)
+	want    string
+	details []string
+}{
+	{"stopped unit", unit("nomad.service", stopped+"\njournal 12:00 Stopped nomad.\njournal 12:01 token=canary-2"),
+		"differs unit nomad.service: running | stopped", []string{"12:00 Stopped nomad.", "12:01 token=[redacted]"}},
+	{"failed unit", unit("consul.service", "LoadState=loaded ActiveState=failed UnitFileState=enabled Result=exit-code\njournal 12:00 no such key"),
+		"differs unit consul.service: running | failed: exit-code", []string{"12:00 no such key"}},
+	{"failing unit", unit("consul.service", "LoadState=loaded ActiveState=activating SubState=auto-restart UnitFileState=enabled NRestarts=7"),
+		"differs unit consul.service: running | failing and restarted, 7 times so far", nil},
+	{"waiting unit", unit("nomad.service", strings.Replace(stopped, "Result=yes", "Result=no", 1)+"\nunmet ConditionPathExists=/etc/kiln/host-ready was not met"),
+		"differs unit nomad.service: running | not started: ConditionPathExists=/etc/kiln/host-ready was not met", nil},
+	{"not for this machine", unit("systemd-timesyncd.service", strings.Replace(stopped, "Result=yes", "Result=no", 1)+"\nunmet ConditionVirtualization=!container was not met"), "", nil},
+	{"has done its work", unit("kiln-resolv.service", strings.Replace(stopped, "simple", "oneshot", 1)), "", nil},
+	{"disabled unit", unit("dnsmasq.service", strings.Replace(active, "=enabled", "=disabled", 1)), "differs unit dnsmasq.service: enabled | disabled", nil},
+	{"no unit", unit("dnsmasq.service", "LoadState=not-found ActiveState=inactive"), "differs unit dnsmasq.service: loaded | not-found", nil},
+	{"edited file", edit(dnsmasq, "cache-size=1000\n", "cache-size=7\n"), "differs file " + dnsmasq + ": the plan's content | another", []string{"-cache-size=1000", "+cache-size=7"}},
+	{"edited file with a secret", edit(nomadHCL, "leave_on_interrupt = false", "token2 = \"canary-3\""), "differs file " + nomadHCL + ": the plan's content | another",
+		[]string{"-leave_on_interrupt = false", "+[a line of the host's, not shown: this file isn't for everybody]"}},
+	{"lines behind a secret", edit(consulHCL, gossip+`"`, gossip+"\"\nleave_on_terminate = true"), "differs file " + consulHCL + ": the plan's content | another",
+		[]string{"+[a line of the host's"}},
+	{"a reference is left", edit(consulHCL, gossip, "kiln-secret:env://KILN_TEST_GOSSIP"), "differs file " + consulHCL + ": its secrets | it still waits for env://KILN_TEST_GOSSIP", nil},
+	{"wrong mode", func(h *hostState) { h.files[nomadHCL] = "file\t644 root root" }, "differs file " + nomadHCL + ": 0600 root:root | 0644 root:root", nil},
+	{"wrong owner", func(h *hostState) { h.files["/build/consul"] = "directory\t750 root root" }, "differs file /build/consul: 0750 consul:consul | 0750 root:root", nil},
+	{"no file", func(h *hostState) { delete(h.files, dnsmasq) }, "differs file " + dnsmasq + ": a file | nothing", nil},
+	{"a link", func(h *hostState) { h.files[dnsmasq] = "link\t/dev/null" }, "differs file " + dnsmasq + ": a file | a link", nil},
+	{"no names", func(h *hostState) { h.names = "" }, "differs dns consul.service.consul: the addresses of Consul's servers | no answer", nil},
+	{"no certificate", func(h *hostState) { h.cert = "" }, "differs certificate /etc/grid-security/hostcert.pem: a certificate | there is no certificate in it", nil},
+}
+
 // TestEachDeviationOnAHost: found, and nothing else; and no secret is shown.
 func TestEachDeviationOnAHost(t *testing.T) {
 	target := onDisk(t)
-	const nomadHCL, consulHCL, dnsmasq = "/etc/nomad.d/nomad.hcl", "/etc/consul.d/consul.hcl", "/etc/dnsmasq.d/kiln.conf"
-	const stopped = "LoadState=loaded ActiveState=inactive SubState=dead UnitFileState=enabled Type=simple ConditionResult=yes Result=success"
-	edit := func(path, old, with string) func(*hostState) {
-		return func(h *hostState) {
-			if !strings.Contains(h.texts[path], old) {
-				panic(path + " has no " + old)
-			}
-			h.texts[path] = strings.Replace(h.texts[path], old, with, 1)
-		}
-	}
-	unit := func(name, state string) func(*hostState) { return func(h *hostState) { h.units[name] = state } }
-	for _, tt := range []struct {
-		name    string
-		change  func(h *hostState)
-		want    string
-		details []string
-	}{
-		{"stopped unit", unit("nomad.service", stopped+"\njournal 12:00 Stopped nomad.\njournal 12:01 token=canary-2"),
-			"differs unit nomad.service: running | stopped", []string{"12:00 Stopped nomad.", "12:01 token=[redacted]"}},
-		{"failed unit", unit("consul.service", "LoadState=loaded ActiveState=failed UnitFileState=enabled Result=exit-code\njournal 12:00 no such key"),
-			"differs unit consul.service: running | failed: exit-code", []string{"12:00 no such key"}},
-		{"failing unit", unit("consul.service", "LoadState=loaded ActiveState=activating SubState=auto-restart UnitFileState=enabled NRestarts=7"),
-			"differs unit consul.service: running | failing and restarted, 7 times so far", nil},
-		{"waiting unit", unit("nomad.service", strings.Replace(stopped, "Result=yes", "Result=no", 1)+"\nunmet ConditionPathExists=/etc/kiln/host-ready was not met"),
-			"differs unit nomad.service: running | not started: ConditionPathExists=/etc/kiln/host-ready was not met", nil},
-		{"not for this machine", unit("systemd-timesyncd.service", strings.Replace(stopped, "Result=yes", "Result=no", 1)+"\nunmet ConditionVirtualization=!container was not met"), "", nil},
-		{"has done its work", unit("kiln-resolv.service", strings.Replace(stopped, "simple", "oneshot", 1)), "", nil},
-		{"disabled unit", unit("dnsmasq.service", strings.Replace(active, "=enabled", "=disabled", 1)), "differs unit dnsmasq.service: enabled | disabled", nil},
-		{"no unit", unit("dnsmasq.service", "LoadState=not-found ActiveState=inactive"), "differs unit dnsmasq.service: loaded | not-found", nil},
-		{"edited file", edit(dnsmasq, "cache-size=1000\n", "cache-size=7\n"), "differs file " + dnsmasq + ": the plan's content | another", []string{"-cache-size=1000", "+cache-size=7"}},
-		{"edited file with a secret", edit(nomadHCL, "leave_on_interrupt = false", "token2 = \"canary-3\""), "differs file " + nomadHCL + ": the plan's content | another",
-			[]string{"-leave_on_interrupt = false", "+[a line of the host's, not shown: this file isn't for everybody]"}},
-		{"lines behind a secret", edit(consulHCL, gossip+`"`, gossip+"\"\nleave_on_terminate = true"), "differs file " + consulHCL + ": the plan's content | another",
-			[]string{"+[a line of the host's"}},
-		{"a reference is left", edit(consulHCL, gossip, "kiln-secret:env://KILN_TEST_GOSSIP"), "differs file " + consulHCL + ": its secrets | it still waits for env://KILN_TEST_GOSSIP", nil},
-		{"wrong mode", func(h *hostState) { h.files[nomadHCL] = "file\t644 root root" }, "differs file " + nomadHCL + ": 0600 root:root | 0644 root:root", nil},
-		{"wrong owner", func(h *hostState) { h.files["/build/consul"] = "directory\t750 root root" }, "differs file /build/consul: 0750 consul:consul | 0750 root:root", nil},
-		{"no file", func(h *hostState) { delete(h.files, dnsmasq) }, "differs file " + dnsmasq + ": a file | nothing", nil},
-		{"a link", func(h *hostState) { h.files[dnsmasq] = "link\t/dev/null" }, "differs file " + dnsmasq + ": a file | a link", nil},
-		{"no names", func(h *hostState) { h.names = "" }, "differs dns consul.service.consul: the addresses of Consul's servers | no answer", nil},
-		{"no certificate", func(h *hostState) { h.cert = "" }, "differs certificate /etc/grid-security/hostcert.pem: a certificate | there is no certificate in it", nil},
-	} {
+	for _, tt := range deviationsOnAHost {
 		t.Run(tt.name, func(t *testing.T) {
 			h := goodHost(t, target)
 			tt.change(h)

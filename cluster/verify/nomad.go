@@ -30,13 +30,10 @@ func checkNomad(r *results, e *expected, s *snapshot, node *nomad.Node, locked s
 		return
 	}
 	same := s.nodesOf(e)
-	if !r.wants(CheckNomadNode) {
-		// Its other checks still stand.
-	} else if node == nil {
+	r.wants(CheckNomadNode)
+	if node == nil {
 		r.add(Finding{Check: CheckNomadNode, Expected: "a node called " + cmp.Or(want.name, e.host), Found: "none",
 			Fix: "does its agent run? kiln verify --ssh looks, and journalctl -u nomad on the host says why it can't join"})
-	}
-	if node == nil {
 		return
 	}
 	if want.name != "" && !strings.EqualFold(want.name, node.Name) {
@@ -44,6 +41,7 @@ func checkNomad(r *results, e *expected, s *snapshot, node *nomad.Node, locked s
 			Fix: fmt.Sprintf("set name in the host's %s/nomad.hcl, and restart nomad there", nomadDir)})
 	}
 	checkLife(r, node)
+	r.wants(CheckNomadDuplicate)
 	for _, old := range same[1:] {
 		checkDuplicate(r, same[0], old)
 	}
@@ -88,7 +86,7 @@ func checkServer(r *results, e *expected, s *snapshot, locked string) {
 
 // checkLife is whether jobs can come to the node.
 func checkLife(r *results, node *nomad.Node) {
-	if r.wants(CheckNomadNode) && node.Status != nomad.NodeStatusReady {
+	if node.Status != nomad.NodeStatusReady {
 		found := node.Status
 		if node.StatusUpdatedAt > 0 {
 			found += " since " + time.Unix(node.StatusUpdatedAt, 0).UTC().Format(time.DateTime)

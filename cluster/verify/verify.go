@@ -253,7 +253,8 @@ type results struct {
 	skip   []Check
 }
 
-// wants tells whether a check is to be done; it counts as done then.
+// wants tells whether a check is to be done; it counts as done then. What is
+// found by one that isn't, add leaves out.
 func (r *results) wants(c Check) bool {
 	if slices.Contains(r.skip, c) {
 		return false

@@ -51,71 +51,74 @@ func TestAGoodHostHasNoFinding(t *testing.T) {
 	if !r.OK {
 		t.Errorf("found:\n%s", found(r))
 	}
-	want := "[nomad-node nomad-eligible nomad-region nomad-datacenter nomad-class nomad-address nomad-meta nomad-volume nomad-driver nomad-version reservation " +
+	want := "[nomad-node nomad-duplicate nomad-eligible nomad-region nomad-datacenter nomad-class nomad-address nomad-meta nomad-volume nomad-driver nomad-version reservation " +
 		"consul-node consul-server consul-health consul-address consul-service consul-version]"
 	if got := fmt.Sprint(r.Checked); got != want {
 		t.Errorf("checked %s,\nnot     %s", got, want)
 	}
 }
 
+// deviations are what can be wrong with a host, build02, as the cluster sees it.
+var deviations = []struct {
+	name   string
+	change func(s *state, n *nomad.Node)
+	want   string
+}{
+	{"no node", func(s *state, n *nomad.Node) { s.nodes = s.nodes[:1] }, "differs nomad-node : a node called build02.example.org | none"},
+	{"down", func(s *state, n *nomad.Node) { n.Status = "down"; n.StatusUpdatedAt = 1e9 }, "differs nomad-node status: ready | down since 2001-09-09 01:46:40"},
+	{"short name", func(s *state, n *nomad.Node) { n.Name = "build02" }, "differs nomad-node name: build02.example.org | build02"},
+	{"ineligible", func(s *state, n *nomad.Node) { n.SchedulingEligibility = "ineligible" }, "differs nomad-eligible : eligible | ineligible"},
+	{"draining", func(s *state, n *nomad.Node) { n.SchedulingEligibility, n.Drain = "ineligible", true }, "differs nomad-eligible : eligible | draining"},
+	{"datacenter", func(s *state, n *nomad.Node) { n.Datacenter = "dc1" }, "differs nomad-datacenter : ci | dc1"},
+	{"node pool", func(s *state, n *nomad.Node) { n.NodePool = "gpu" }, "differs nomad-class node_pool: default | gpu"},
+	{"node class", func(s *state, n *nomad.Node) { n.NodeClass = "big" }, "differs nomad-class node_class: none | big"},
+	{"address in Nomad", func(s *state, n *nomad.Node) {
+		n.HTTPAddr = "10.0.0.9:4646"
+		s.services["nomad-client"][1].ServiceAddress = "10.0.0.9"
+	}, "differs nomad-address : 192.0.2.3 | 10.0.0.9"},
+	{"address in Consul", func(s *state, n *nomad.Node) { s.catalog[1].Address = "10.0.0.9" }, "differs consul-address : 192.0.2.3 | 10.0.0.9"},
+	{"no meta", func(s *state, n *nomad.Node) { delete(n.Meta, "rack") }, "differs nomad-meta rack: b12 | none"},
+	{"other meta", func(s *state, n *nomad.Node) { n.Meta["allow_compilation"] = "false" }, "differs nomad-meta allow_compilation: true | false"},
+	{"no volume", func(s *state, n *nomad.Node) { n.HostVolumes = nil }, "differs nomad-volume grid: /etc/grid-security, read-only | none"},
+	{"volume is writable", func(s *state, n *nomad.Node) { n.HostVolumes["grid"].ReadOnly = false }, "differs nomad-volume grid: /etc/grid-security, read-only | /etc/grid-security"},
+	{"no driver", func(s *state, n *nomad.Node) { n.Drivers["raw_exec"].Detected = false }, "differs nomad-driver raw_exec: detected and healthy | not detected"},
+	{"unhealthy driver", func(s *state, n *nomad.Node) {
+		n.Drivers["raw_exec"] = &nomad.DriverInfo{Detected: true, HealthDescription: "it hangs"}
+	}, "differs nomad-driver raw_exec: detected and healthy | unhealthy: it hangs"},
+	{"older than the lock", func(s *state, n *nomad.Node) { n.Attributes["nomad.version"] = "1.9.7" }, "differs nomad-version lock: 1.10.5 | 1.9.7"},
+	{"newer than a server", func(s *state, n *nomad.Node) { s.members[1].Tags["build"] = "1.10.4" }, "differs nomad-version servers: no newer than the servers, 1.10.4 | 1.10.5"},
+	{"newer than Consul's server", func(s *state, n *nomad.Node) { s.services["consul"][0].ServiceMeta["version"] = "1.21.9" },
+		"differs consul-version servers: no newer than the servers, 1.21.9 | 1.22.2"},
+	{"no version", func(s *state, n *nomad.Node) { s.catalog[1].Meta = nil }, "unknown consul-version : a version | none is known"},
+	{"MHz", func(s *state, n *nomad.Node) { n.ReservedResources.Cpu.CpuShares = 0 }, "differs reservation cpu: 20801 MHz, 50% of 41601 MHz | 0 MHz"},
+	{"memory", func(s *state, n *nomad.Node) { n.ReservedResources.Memory.MemoryMB = 32000 }, "differs reservation memory: 32059 MiB, 50% of 64117 MiB | 32000 MiB"},
+	{"disk", func(s *state, n *nomad.Node) { n.ReservedResources.Disk.DiskMB = 0 },
+		"differs reservation disk: jobs get 512000 MiB of 1024000 MiB, of which 921600 MiB were free | they get 921600 MiB"},
+	{"no node in Consul", func(s *state, n *nomad.Node) { s.catalog[1].Node = "other.example.org" },
+		"differs consul-node : a node called build02.example.org | other.example.org has its address 192.0.2.3"},
+	{"datacenter of Consul", func(s *state, n *nomad.Node) { s.catalog[1].Datacenter = "dc1" }, "differs consul-node datacenter: ci | dc1"},
+	{"a server of Consul", func(s *state, n *nomad.Node) {
+		s.services["consul"] = append(s.services["consul"], &consul.CatalogService{Node: hostName(2), ServiceMeta: map[string]string{"version": "1.22.2"}})
+	}, "differs consul-server : a client | a server"},
+	{"failing", func(s *state, n *nomad.Node) { s.checks[2].Status = "critical" }, "differs consul-health Serf Health Status: passing | critical"},
+	{"not registered", func(s *state, n *nomad.Node) { s.services["nomad-client"] = s.services["nomad-client"][:1] }, "differs consul-service nomad-client: registered once | not registered"},
+	{"registered twice", func(s *state, n *nomad.Node) {
+		s.services["nomad-client"] = append(s.services["nomad-client"], &consul.CatalogService{Node: hostName(2), ServiceID: "_nomad-client-old", ServiceAddress: "10.0.0.9"})
+	}, "differs consul-service nomad-client: registered once | registered 2 times"},
+	{"registered elsewhere", func(s *state, n *nomad.Node) { s.services["nomad-client"][1].ServiceAddress = "10.0.0.9" },
+		"differs consul-service nomad-client: at 192.0.2.3, as Nomad says | at 10.0.0.9"},
+	{"an old entry", func(s *state, n *nomad.Node) {
+		s.nodes = append(s.nodes, &nomad.Node{ID: "99999999-0", Name: hostName(2), Status: "down", HTTPAddr: "10.0.0.9:4646", ModifyIndex: 999})
+	}, "differs nomad-duplicate 99999999: one node of this name, 00000002 | also 99999999 at 10.0.0.9, down"},
+	{"two of a name", func(s *state, n *nomad.Node) {
+		s.nodes = append(s.nodes, &nomad.Node{ID: "99999999-0", Name: hostName(2), Status: "ready", HTTPAddr: "10.0.0.9:4646"})
+	}, "differs nomad-duplicate 99999999: one node of this name, 00000002 | also 99999999 at 10.0.0.9, ready"},
+}
+
 // TestEachDeviation has one thing wrong at a time: it is found, and nothing else.
 func TestEachDeviation(t *testing.T) {
 	p := planOf(t, 2)
-	for _, tt := range []struct {
-		name   string
-		change func(s *state, n *nomad.Node)
-		want   string
-	}{
-		{"no node", func(s *state, n *nomad.Node) { s.nodes = s.nodes[:1] }, "differs nomad-node : a node called build02.example.org | none"},
-		{"down", func(s *state, n *nomad.Node) { n.Status = "down"; n.StatusUpdatedAt = 1e9 }, "differs nomad-node status: ready | down since 2001-09-09 01:46:40"},
-		{"short name", func(s *state, n *nomad.Node) { n.Name = "build02" }, "differs nomad-node name: build02.example.org | build02"},
-		{"ineligible", func(s *state, n *nomad.Node) { n.SchedulingEligibility = "ineligible" }, "differs nomad-eligible : eligible | ineligible"},
-		{"draining", func(s *state, n *nomad.Node) { n.SchedulingEligibility, n.Drain = "ineligible", true }, "differs nomad-eligible : eligible | draining"},
-		{"datacenter", func(s *state, n *nomad.Node) { n.Datacenter = "dc1" }, "differs nomad-datacenter : ci | dc1"},
-		{"node pool", func(s *state, n *nomad.Node) { n.NodePool = "gpu" }, "differs nomad-class node_pool: default | gpu"},
-		{"node class", func(s *state, n *nomad.Node) { n.NodeClass = "big" }, "differs nomad-class node_class: none | big"},
-		{"address in Nomad", func(s *state, n *nomad.Node) {
-			n.HTTPAddr = "10.0.0.9:4646"
-			s.services["nomad-client"][1].ServiceAddress = "10.0.0.9"
-		}, "differs nomad-address : 192.0.2.3 | 10.0.0.9"},
-		{"address in Consul", func(s *state, n *nomad.Node) { s.catalog[1].Address = "10.0.0.9" }, "differs consul-address : 192.0.2.3 | 10.0.0.9"},
-		{"no meta", func(s *state, n *nomad.Node) { delete(n.Meta, "rack") }, "differs nomad-meta rack: b12 | none"},
-		{"other meta", func(s *state, n *nomad.Node) { n.Meta["allow_compilation"] = "false" }, "differs nomad-meta allow_compilation: true | false"},
-		{"no volume", func(s *state, n *nomad.Node) { n.HostVolumes = nil }, "differs nomad-volume grid: /etc/grid-security, read-only | none"},
-		{"volume is writable", func(s *state, n *nomad.Node) { n.HostVolumes["grid"].ReadOnly = false }, "differs nomad-volume grid: /etc/grid-security, read-only | /etc/grid-security"},
-		{"no driver", func(s *state, n *nomad.Node) { n.Drivers["raw_exec"].Detected = false }, "differs nomad-driver raw_exec: detected and healthy | not detected"},
-		{"unhealthy driver", func(s *state, n *nomad.Node) {
-			n.Drivers["raw_exec"] = &nomad.DriverInfo{Detected: true, HealthDescription: "it hangs"}
-		}, "differs nomad-driver raw_exec: detected and healthy | unhealthy: it hangs"},
-		{"older than the lock", func(s *state, n *nomad.Node) { n.Attributes["nomad.version"] = "1.9.7" }, "differs nomad-version lock: 1.10.5 | 1.9.7"},
-		{"newer than a server", func(s *state, n *nomad.Node) { s.members[1].Tags["build"] = "1.10.4" }, "differs nomad-version servers: no newer than the servers, 1.10.4 | 1.10.5"},
-		{"newer than Consul's server", func(s *state, n *nomad.Node) { s.services["consul"][0].ServiceMeta["version"] = "1.21.9" },
-			"differs consul-version servers: no newer than the servers, 1.21.9 | 1.22.2"},
-		{"no version", func(s *state, n *nomad.Node) { s.catalog[1].Meta = nil }, "unknown consul-version : a version | none is known"},
-		{"MHz", func(s *state, n *nomad.Node) { n.ReservedResources.Cpu.CpuShares = 0 }, "differs reservation cpu: 20801 MHz, 50% of 41601 MHz | 0 MHz"},
-		{"memory", func(s *state, n *nomad.Node) { n.ReservedResources.Memory.MemoryMB = 32000 }, "differs reservation memory: 32059 MiB, 50% of 64117 MiB | 32000 MiB"},
-		{"disk", func(s *state, n *nomad.Node) { n.ReservedResources.Disk.DiskMB = 0 },
-			"differs reservation disk: jobs get 512000 MiB of 1024000 MiB, of which 921600 MiB were free | they get 921600 MiB"},
-		{"no node in Consul", func(s *state, n *nomad.Node) { s.catalog[1].Node = "other.example.org" },
-			"differs consul-node : a node called build02.example.org | other.example.org has its address 192.0.2.3"},
-		{"datacenter of Consul", func(s *state, n *nomad.Node) { s.catalog[1].Datacenter = "dc1" }, "differs consul-node datacenter: ci | dc1"},
-		{"a server of Consul", func(s *state, n *nomad.Node) {
-			s.services["consul"] = append(s.services["consul"], &consul.CatalogService{Node: hostName(2), ServiceMeta: map[string]string{"version": "1.22.2"}})
-		}, "differs consul-server : a client | a server"},
-		{"failing", func(s *state, n *nomad.Node) { s.checks[2].Status = "critical" }, "differs consul-health Serf Health Status: passing | critical"},
-		{"not registered", func(s *state, n *nomad.Node) { s.services["nomad-client"] = s.services["nomad-client"][:1] }, "differs consul-service nomad-client: registered once | not registered"},
-		{"registered twice", func(s *state, n *nomad.Node) {
-			s.services["nomad-client"] = append(s.services["nomad-client"], &consul.CatalogService{Node: hostName(2), ServiceID: "_nomad-client-old", ServiceAddress: "10.0.0.9"})
-		}, "differs consul-service nomad-client: registered once | registered 2 times"},
-		{"registered elsewhere", func(s *state, n *nomad.Node) { s.services["nomad-client"][1].ServiceAddress = "10.0.0.9" },
-			"differs consul-service nomad-client: at 192.0.2.3, as Nomad says | at 10.0.0.9"},
-		{"an old entry", func(s *state, n *nomad.Node) {
-			s.nodes = append(s.nodes, &nomad.Node{ID: "99999999-0", Name: hostName(2), Status: "down", HTTPAddr: "10.0.0.9:4646", ModifyIndex: 999})
-		}, "differs nomad-duplicate 99999999: one node of this name, 00000002 | also 99999999 at 10.0.0.9, down"},
-		{"two of a name", func(s *state, n *nomad.Node) {
-			s.nodes = append(s.nodes, &nomad.Node{ID: "99999999-0", Name: hostName(2), Status: "ready", HTTPAddr: "10.0.0.9:4646"})
-		}, "differs nomad-duplicate 99999999: one node of this name, 00000002 | also 99999999 at 10.0.0.9, ready"},
-	} {
+	for _, tt := range deviations {
 		t.Run(tt.name, func(t *testing.T) {
 			s := goodState(2)
 			tt.change(s, s.nodes[1])
@@ -281,6 +284,11 @@ func TestAClusterThatCannotBeAsked(t *testing.T) {
 			refused(t, v, p, tt.wants...)
 		})
 	}
+}
+
+// TestAClusterOutOfReach likewise.
+func TestAClusterOutOfReach(t *testing.T) {
+	p, good := planOf(t, 1), goodState(1)
 	t.Run("nobody there", func(t *testing.T) {
 		server := httptest.NewServer(good)
 		server.Close()
