@@ -74,7 +74,7 @@ func remedy(service Service, err error) string {
 		return fmt.Sprintf(": it wants a client's certificate that its CA has signed: name one in %s", v.cert)
 	case errors.As(err, &header) || strings.Contains(text, "server gave HTTP response to HTTPS client"):
 		return fmt.Sprintf(": nobody speaks TLS there: write http:// in %s", v.address)
-	case strings.Contains(text, "HTTP request was sent to an HTTPS server") || strings.Contains(text, "malformed HTTP response"):
+	case strings.Contains(text, "an HTTP request to an HTTPS server") || strings.Contains(text, "malformed HTTP response"):
 		return fmt.Sprintf(": TLS is spoken there: write https:// in %s", v.address)
 	case errors.Is(err, context.DeadlineExceeded) || isTimeout(err):
 		return fmt.Sprintf(": it took too long to answer: is the network between fine, and is %s right?", v.address)

@@ -310,9 +310,11 @@ func (s *source) deb822(keyring string) string {
 
 // isLocal tells whether no host could use the source: it's a folder of the
 // building machine.
-func (s *source) isLocal() bool { return isLocal(s.uri) }
+func (s *source) isLocal() bool { return IsLocal(s.uri) }
 
-func isLocal(uri string) bool {
+// IsLocal tells whether an apt source is a folder of the machine that it is used
+// on: hosts get it disabled.
+func IsLocal(uri string) bool {
 	u, err := url.Parse(uri)
 	return err != nil || u.Scheme == "file" || u.Scheme == "copy" || u.Scheme == "cdrom"
 }
@@ -329,7 +331,7 @@ Enabled: no
 // the building machine: apt-get update would fail.
 func disableLocal(files []plan.File, sources []plan.AptSource) error {
 	for i := range sources {
-		if slices.ContainsFunc(sources[i].URIs, func(uri string) bool { return !isLocal(uri) }) {
+		if slices.ContainsFunc(sources[i].URIs, func(uri string) bool { return !IsLocal(uri) }) {
 			continue
 		}
 		path := "/etc/apt/sources.list.d/" + sources[i].Name + ".sources"

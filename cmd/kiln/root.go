@@ -47,11 +47,12 @@ or hosts/*.yaml, and profiles/. kiln init makes a small one to start from.`,
 	root.PersistentFlags().StringVar(&o.site, "site", "", "`DIR` of the site (default: $KILN_SITE, else the one above the current directory that has site.yaml)")
 	_ = root.MarkPersistentFlagDirname("site")
 	root.AddCommand(
-		newInitCommand(u), newCheckCommand(o, u), newHostsCommand(o, u), newProfilesCommand(o, u), newPlanCommand(o, u),
-		newRenderCommand(o, u), newLockCommand(o, u), newCacheCommand(o, u), newBuildCommand(o, u), newBootCommand(o, u), newImagesCommand(o, u), newDiffCommand(u), newImportCommand(o, u), newKeysCommand(o, u), newSchemaCommand(u), newConsulCommand(u), newVersionCommand(u), newManCommand(),
+		newInitCommand(u), newCheckCommand(o, u), newHostsCommand(o, u), newProfilesCommand(o, u), newPlanCommand(o, u), newRenderCommand(o, u),
+		newLockCommand(o, u), newCacheCommand(o, u), newBuildCommand(o, u), newBootCommand(o, u), newImagesCommand(o, u), newDiffCommand(u),
+		newVerifyCommand(o, u), newConsulCommand(u), newVaultCommand(o, u),
+		newImportCommand(o, u), newKeysCommand(o, u), newSchemaCommand(u), newVersionCommand(u), newManCommand(),
 		&cobra.Command{Use: "exit-status", Short: "What the exit statuses mean", Long: exitStatusHelp},
 	)
-	root.AddCommand(newVaultCommand(o, u))
 	root.SetHelpCommand(newHelpCommand())
 	root.InitDefaultCompletionCmd()
 	if completion, _, err := root.Find([]string{"completion"}); err == nil && completion != root {

@@ -4,137 +4,311 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
+	"net"
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/alisw/kiln/builder/bake"
+	"github.com/alisw/kiln/builder/render"
+	"github.com/alisw/kiln/cluster"
+	"github.com/alisw/kiln/cluster/remote"
+	"github.com/alisw/kiln/cluster/verify"
 	"github.com/alisw/kiln/images"
+	"github.com/alisw/kiln/internal/problem"
+	"github.com/alisw/kiln/internal/strictyaml"
 	"github.com/alisw/kiln/internal/ui"
+	"github.com/alisw/kiln/plan"
+	"github.com/alisw/kiln/profiles"
 )
 
-type verifyOptions struct {
+type verifyHostsOptions struct {
 	*globalOptions
-	keys     []string
-	unsigned bool
-	json     bool
+	all         bool
+	ssh         bool
+	sshUser     string
+	sshConfig   string
+	withSecrets bool
+	expires     time.Duration
+	skip        []string
+	json        bool
 }
 
-func newImagesVerifyCommand(global *globalOptions, u *ui.UI) *cobra.Command {
-	o := &verifyOptions{globalOptions: global}
+func newVerifyCommand(global *globalOptions, u *ui.UI) *cobra.Command {
+	o := &verifyHostsOptions{globalOptions: global}
 	cmd := &cobra.Command{
-		Use:   "verify IMAGE",
-		Short: "Verify an image's signature, and compare its files with it",
-		Long: `Verify checks that the manifest of an image is signed with a key that is trusted:
-one of the site's (keys/*.pub), or the ones of --key alone. Then it compares each of
-the image's files with the manifest, and names those that differ. The exit status
-is 0 if nothing is wrong.`,
-		Example:           "  kiln images verify alissandra\n  kiln images verify 4f1c2e --key images.pub\n  kiln images verify 4f1c2e --without-signature   # only: is it what was built?",
-		Args:              cobra.ExactArgs(1),
-		ValidArgsFunction: completeBootable,
-		RunE:              verb(func(ctx context.Context, _ *cobra.Command, args []string) error { return runVerify(ctx, o, args[0], u) }),
+		Use:   "verify HOST… | --all",
+		Short: "Say where running hosts differ from their profiles",
+		Long: `Verify asks Nomad and Consul whether hosts are what their profiles say: there, ready
+and eligible, at the right address, with the right datacenter, meta, volumes,
+drivers, reservation, version and certificate, registered once. With --ssh it also
+logs in, and looks at the units, at files that differ from the plan, at the
+certificates on the disk, and whether names are found there. It changes nothing, and doesn't mind who set
+a host up.
+
+Where Nomad and Consul are, and with which tokens and certificates they are asked,
+NOMAD_ADDR, CONSUL_HTTP_ADDR and their like say, as for the nomad and consul
+programs; without NOMAD_ADDR, it's the first of the servers in site.yaml.
+
+The exit status is 0 if nothing differs, 1 if anything does or couldn't be looked at
+on a host, and 2 if the cluster couldn't be asked at all.`,
+		Example: `  kiln verify build01
+  kiln verify --all
+  kiln verify build01 build02 --ssh              # the hosts themselves, too
+  kiln verify --all --json | jq -r '.hosts[] | select(.ok | not) | .host'`,
+		ValidArgsFunction: completeHosts(global, -1),
+		RunE: verb(func(ctx context.Context, _ *cobra.Command, args []string) error {
+			return runVerifyHosts(ctx, o, args, u)
+		}),
 	}
-	cmd.Flags().StringArrayVar(&o.keys, "key", nil, "`KEY` to trust: a public key's text, or a file with it; may be repeated")
-	cmd.Flags().BoolVar(&o.unsigned, withoutSignature, false, "don't ask who signed it, only whether its files are what its manifest says")
-	cmd.Flags().BoolVar(&o.json, "json", false, "print the result as JSON")
-	cmd.MarkFlagsMutuallyExclusive("key", withoutSignature)
+	f := cmd.Flags()
+	f.BoolVar(&o.all, "all", false, "verify every host of the inventory")
+	f.BoolVar(&o.ssh, "ssh", false, "look at the hosts themselves, too, over SSH")
+	f.StringVar(&o.sshUser, "ssh-user", "", "`USER` to log in as: root, or somebody who may use sudo without a password (default: what ~/.ssh/config says)")
+	f.StringVar(&o.sshConfig, "ssh-config", "", "`FILE` that takes the place of ~/.ssh/config")
+	f.BoolVar(&o.withSecrets, "with-secrets", false, "resolve the secrets, and compare those on the hosts with them; none is shown")
+	f.DurationVar(&o.expires, "expires-within", verify.DefaultExpires, "`TIME` that certificates must still be valid")
+	f.StringSliceVar(&o.skip, "skip", nil, "`CHECKS` to leave out: "+strings.Join(checkNames(), ", "))
+	f.BoolVar(&o.json, "json", false, "print the result as JSON")
+	complete(cmd, "skip", checkNames()...)
 	return cmd
 }
 
-// verifyResult is what kiln images verify --json prints.
-type verifyResult struct {
-	Image     string         `json:"image"`
-	Profile   string         `json:"profile"`
-	OK        bool           `json:"ok"`
-	Signature string         `json:"signature"`     // good, wrong, or unchecked
-	Key       string         `json:"key,omitempty"` // that signed it
-	KeyFrom   string         `json:"key_from,omitempty"`
-	Problem   string         `json:"problem,omitempty"` // of the signature
-	Wrong     []images.Wrong `json:"wrong"`
+func checkNames() []string {
+	var names []string
+	for _, c := range verify.Checks {
+		names = append(names, string(c))
+	}
+	return names
 }
 
-func runVerify(ctx context.Context, o *verifyOptions, what string, u *ui.UI) error {
-	keys, err := o.trust()
-	if err != nil {
+// runVerifyHosts has its own exit statuses, as kiln diff: any error but errShown
+// is trouble.
+func runVerifyHosts(ctx context.Context, o *verifyHostsOptions, names []string, u *ui.UI) error {
+	if err := o.check(names); err != nil {
 		return err
 	}
-	store, m, release, err := useImage(what)
-	if err != nil {
-		return err
+	reports, problems, err := o.verify(ctx, names, u)
+	for _, p := range problems {
+		u.Notef("%s", p.Error())
 	}
-	defer release()
-	r := verifyResult{Image: m.ID, Profile: m.Profile, Signature: "unchecked", Wrong: []images.Wrong{}}
-	if !o.unsigned {
-		signed, by, err := store.Verified(m.ID, keys)
-		if err != nil {
-			r.Signature, r.Problem = "wrong", err.Error()
-		} else {
-			m = signed
-			r.Signature, r.Key, r.KeyFrom = "good", by.ID(), by.Name
-		}
+	if err == nil && len(problems) > 0 && len(reports) == 0 {
+		return errShown
 	}
-	wrong, err := checkFiles(ctx, store, m, nil, u)
-	if err != nil {
-		return err
-	}
-	r.Wrong = append(r.Wrong, wrong...)
-	r.OK = r.Problem == "" && len(r.Wrong) == 0
-	return r.show(o.json, m, u)
-}
-
-func (r *verifyResult) show(asJSON bool, m *images.Manifest, u *ui.UI) error {
-	if asJSON {
-		if err := printJSON(u, r); err != nil {
-			return err
-		}
-	}
-	name := fmt.Sprintf("%s (%s on %s)", m.Short(), m.Profile, m.Definition)
-	if r.Problem != "" {
-		u.Notef("kiln: the image %s: %s", name, r.Problem)
-	}
-	for _, line := range wrongs(r.Wrong) {
-		u.Notef("kiln: the image %s: %s", name, line)
+	if err == nil {
+		err = showReports(reports, o.json, u)
 	}
 	switch {
-	case !r.OK:
+	case err != nil:
+		return &troubleError{err}
+	case len(problems) > 0, slices.ContainsFunc(reports, func(r verify.Report) bool { return !r.OK }):
 		return errShown
-	case asJSON:
-	case r.Key == "":
-		u.Printf("%s: its files are what its manifest says; whoever made that, its signature wasn't looked at\n", name)
-	default:
-		u.Printf("%s: signed by the key %s (%s), and its files are what was signed\n", name, r.Key, r.KeyFrom)
 	}
 	return nil
 }
 
-// trust gives the keys that may have signed the image.
-func (o *verifyOptions) trust() ([]images.PublicKey, error) {
-	if o.unsigned {
+func (o *verifyHostsOptions) check(names []string) error {
+	switch {
+	case o.all && len(names) > 0:
+		return usagef("--all verifies every host: leave %s out, or --all", names[0])
+	case !o.all && len(names) == 0:
+		return usagef("name hosts to verify, or verify all of them: kiln verify --all")
+	case !o.ssh && (o.sshUser != "" || o.sshConfig != ""):
+		return usagef("--ssh-user and --ssh-config go with --ssh: without it, hosts aren't logged in to")
+	case !o.ssh && o.withSecrets:
+		return usagef("--with-secrets goes with --ssh: the cluster shows no secrets to compare with")
+	case o.expires <= 0:
+		return usagef("--expires-within is a time such as 336h, not %s", o.expires)
+	}
+	for _, s := range o.skip {
+		if !slices.Contains(checkNames(), s) {
+			return usagef("there is no check %q: %s", s, strictyaml.DidYouMean(s, checkNames()))
+		}
+	}
+	return nil
+}
+
+// verify gives the reports of hosts, in the order that they are named in, or that
+// of the inventory. Those that have problems there have none: these are given
+// beside, since what isn't sound in the inventory isn't what a host should be.
+func (o *verifyHostsOptions) verify(ctx context.Context, names []string, u *ui.UI) ([]verify.Report, problem.List, error) {
+	site, err := o.open()
+	if err != nil {
+		return nil, nil, err
+	}
+	v, err := o.verifier(site)
+	if err != nil {
+		return nil, nil, err
+	}
+	plans, problems, err := plansOf(ctx, site, names)
+	if err != nil {
+		return nil, nil, err
+	}
+	lock, err := images.ReadLock(site.Dir)
+	if err != nil {
+		return nil, nil, err
+	}
+	targets := make([]verify.Target, len(plans))
+	versions := versionsFrom(site, lock)
+	for i, p := range plans {
+		targets[i] = verify.Target{Plan: p, Versions: versions(p)}
+		if targets[i].Files, err = o.files(ctx, site, p); err != nil {
+			return nil, nil, fmt.Errorf("the host %s: %w", p.Host.Name, err)
+		}
+	}
+	progress := u.Progress("verified %d hosts")
+	defer progress.End()
+	reports := []verify.Report{}
+	err = v.Hosts(ctx, targets, func(r verify.Report) {
+		reports = append(reports, r)
+		progress.Add(1)
+	})
+	return reports, problems, err
+}
+
+// files are those to compare with the host's.
+func (o *verifyHostsOptions) files(ctx context.Context, site *profiles.Site, p *plan.Plan) ([]verify.File, error) {
+	if !o.ssh {
 		return nil, nil
 	}
-	var keys []images.PublicKey
-	for _, text := range o.keys {
-		k, err := publicKey(text)
+	if o.withSecrets {
+		resolved, err := p.WithSecrets(ctx, newResolver(site))
 		if err != nil {
 			return nil, err
 		}
-		keys = append(keys, k)
+		p = resolved
 	}
-	if len(keys) > 0 {
-		return keys, nil
-	}
-	keys, err := o.trustedKeys()
-	if err == nil && len(keys) == 0 {
-		err = fmt.Errorf("there is no public key to verify with: name one with --key, put it into the site as keys/NAME.pub, or say --%s", withoutSignature)
-	}
-	return keys, err
+	return filesOf(p)
 }
 
-// publicKey is what --key says: a file, or the key itself.
-func publicKey(text string) (images.PublicKey, error) {
-	if _, err := os.Stat(text); errors.Is(err, fs.ErrNotExist) && strings.HasPrefix(text, "RW") {
-		return images.ParsePublicKey(text, "--key")
+// verifier asks the cluster of the site.
+func (o *verifyHostsOptions) verifier(site *profiles.Site) (*verify.Verifier, error) {
+	v := &verify.Verifier{Expires: o.expires}
+	for _, s := range o.skip {
+		v.Skip = append(v.Skip, verify.Check(s))
 	}
-	return images.ReadPublicKey(text)
+	address := ""
+	if join := site.File.Servers.Join; len(join) > 0 {
+		scheme := "http"
+		if site.File.TLS != nil {
+			scheme = "https"
+		}
+		address = scheme + "://" + net.JoinHostPort(join[0].V, "4646")
+	}
+	var err error
+	if v.Nomad, err = cluster.NewNomad(address); err != nil {
+		return nil, err
+	}
+	if v.Consul, err = cluster.NewConsul(""); err != nil {
+		return nil, err
+	}
+	if o.ssh {
+		v.SSH = &remote.Dialer{User: o.sshUser, Config: o.sshConfig}
+	}
+	return v, nil
+}
+
+// plansOf are those of the hosts with these names, or of all, each once. A host
+// with problems has none: they are given beside.
+func plansOf(ctx context.Context, site *profiles.Site, names []string) (plans []*plan.Plan, problems problem.List, err error) {
+	seen := map[string]bool{}
+	add := func(p *plan.Plan, found problem.List) {
+		if found.Err() != nil {
+			problems = append(problems, found...)
+		} else if p != nil && !seen[p.Host.Name] {
+			seen[p.Host.Name] = true
+			plans = append(plans, p)
+		}
+	}
+	for _, name := range names {
+		p, found, err := site.Host(ctx, name)
+		if err != nil {
+			return nil, nil, err
+		}
+		add(p, found)
+	}
+	if len(names) == 0 {
+		found, err := site.Plans(ctx, func(_ string, p *plan.Plan, found problem.List) bool {
+			add(p, found)
+			return ctx.Err() == nil
+		})
+		if err := errors.Join(err, ctx.Err()); err != nil {
+			return nil, nil, err
+		}
+		add(nil, found)
+	}
+	problems = slices.DeleteFunc(problems, func(p problem.Problem) bool { return p.Warning })
+	problems.Sort()
+	return plans, problems, nil
+}
+
+// versionsFrom finds what the lock has of the agents, for the image that a host
+// is of.
+func versionsFrom(site *profiles.Site, lock *images.Lock) func(*plan.Plan) verify.Versions {
+	known := map[target]verify.Versions{}
+	return func(p *plan.Plan) verify.Versions {
+		key := target{p.Image.Profile, p.Image.Definition}
+		if v, ok := known[key]; ok || lock == nil {
+			return v
+		}
+		var v verify.Versions
+		if definition, ok := site.Definition(p.Image.Definition); ok {
+			packages, firmware := bake.Asked(bake.Options{Image: p.Image, Definition: definition})
+			if set := lock.Find(p.Image.Definition, packages, firmware); set != nil {
+				v = verify.Versions{Nomad: versionIn(set, "nomad"), Consul: versionIn(set, "consul")}
+			}
+		}
+		known[key] = v
+		return v
+	}
+}
+
+func versionIn(set *images.PackageSet, name string) string {
+	if p := set.Package(name); p != nil {
+		return p.Version
+	}
+	return ""
+}
+
+// filesOf are all files that a host has by its plan, those that Kiln makes for it
+// among them.
+func filesOf(p *plan.Plan) ([]verify.File, error) {
+	whole := *p
+	// Without its key, a source can't be written down; kiln check says so.
+	whole.Image.AptSources = slices.DeleteFunc(slices.Clone(p.Image.AptSources), func(s plan.AptSource) bool { return len(s.Key) == 0 })
+	tree, err := render.Files(&whole, render.Options{Target: render.Stock})
+	if err != nil {
+		return nil, err
+	}
+	own, buildOnly := map[string]plan.File{}, sourcesOfBuilds(p.Image.AptSources)
+	for _, f := range p.Host.Files {
+		own[f.Path] = f
+	}
+	var files []verify.File
+	for _, e := range tree.Entries {
+		f, ok := own[e.Path]
+		if !ok {
+			f = plan.File{Path: e.Path, Owner: e.Owner, Group: e.Group, Mode: e.Mode, Target: e.Target, Content: plan.Literal(e.Content)}
+		}
+		// The manifest has hashes of what was delivered, with or without secrets.
+		if e.Path != render.ManifestPath && !buildOnly[e.Path] {
+			files = append(files, verify.File{File: f, Dir: e.Dir})
+		}
+	}
+	return files, nil
+}
+
+// sourcesOfBuilds are the files of apt sources that are folders of the building
+// machine. In an image of ours they are disabled, in others not: neither is a
+// difference.
+func sourcesOfBuilds(sources []plan.AptSource) map[string]bool {
+	files := map[string]bool{}
+	for _, s := range sources {
+		if !slices.ContainsFunc(s.URIs, func(uri string) bool { return !bake.IsLocal(uri) }) {
+			files["/etc/apt/sources.list.d/"+s.Name+".sources"] = true
+		}
+	}
+	return files
 }
