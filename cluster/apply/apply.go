@@ -75,7 +75,9 @@ func (c *Changes) pending() []string {
 	for _, a := range c.actions {
 		lines = append(lines, a.String())
 	}
-	lines = append(lines, prefixed("stale ", c.newFiles())...)
+	for _, file := range c.newFiles() {
+		lines = append(lines, "stale "+file)
+	}
 	if c.drained != "" {
 		lines = append(lines, "drained "+c.drained)
 	}
@@ -101,14 +103,6 @@ func beside(path string) string {
 	return path[:i+1] + "." + path[i+1:] + ".kiln-new"
 }
 
-func prefixed(prefix string, words []string) []string {
-	lines := make([]string, len(words))
-	for i, w := range words {
-		lines[i] = prefix + w
-	}
-	return lines
-}
-
 // run makes the changes on the host, and calls progress. In the end nothing is
 // left to do but making the node eligible again, where it was drained.
 func (c *Changes) run(ctx context.Context, conn Conn, progress Progress) error {
@@ -128,8 +122,8 @@ func (c *Changes) run(ctx context.Context, conn Conn, progress Progress) error {
 	for i, s := range steps {
 		fmt.Fprintf(&b, "step %d\n%s\ndone_with %d\n", i, s.code, i)
 	}
-	for _, file := range c.newFiles() {
-		b.WriteString(call("rm", "-f", "--", file) + "\n" + call("settle", "stale "+file) + "\n")
+	if len(c.stale) > 0 {
+		b.WriteString(call(append([]string{"rm", "-f", "--"}, c.stale...)...) + "\n")
 	}
 	b.WriteString("finish\necho finished\n")
 	in, err := p.finish(b.String())

@@ -63,9 +63,14 @@ settle() {
 	mv -f -- "$pending.new" "$pending"
 }
 
-# finish: nothing but LINE... may be left, which whoever asked does.
+# finish: all is in its place. What may be left is for whoever asked to do.
 finish() {
-	[ -s "$pending" ] || rm -f -- "$pending"
+	if grep -qv '^stale ' -- "$pending"; then
+		grep -v '^stale ' -- "$pending" >"$pending.new"
+		mv -f -- "$pending.new" "$pending"
+	else
+		rm -f -- "$pending"
+	fi
 }
 
 # step N, done N: who asked is told, and has to be there still.

@@ -161,7 +161,7 @@ func (h *sshHost) watch(t *testing.T, files []string, secrets ...string) {
 			select {
 			case <-done:
 				return
-			case <-time.After(2 * time.Millisecond):
+			case <-time.After(5 * time.Millisecond):
 			}
 			looks++
 			if looks%10 == 0 {

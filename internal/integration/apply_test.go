@@ -109,18 +109,22 @@ systemctl is-enabled web db third kiln-host 2>&1 || :
 systemctl show -p Id -p ActiveState -p NeedDaemonReload -p Nice web db third kiln-host`)
 }
 
-// before brings the host back to the first site, with an access control list of
-// an administrator's on it.
-func (h *sshHost) before(t *testing.T, first *apply.Want) {
+// remember keeps the host as it is now, and gives it an administrator's access
+// control lists before.
+func (h *sshHost) remember(t *testing.T) {
+	t.Helper()
+	h.sh(t, "setfacl -m u:daemon:r /etc/web/token && setfacl -m u:daemon:rw,g:mail:r /etc/web/web.conf && tar --acls -cf /root/first.tar -C / etc/web etc/db etc/kiln etc/systemd etc/passwd etc/group etc/shadow etc/gshadow etc/subuid etc/subgid srv")
+}
+
+// again has the host be as it was when it was remembered.
+func (h *sshHost) again(t *testing.T) {
 	t.Helper()
 	h.sh(t, `set -e
-systemctl --quiet disable --now third.service 2>/dev/null || :
-gpasswd -d web ops >/dev/null 2>&1 || :
-! id ops >/dev/null 2>&1 || userdel --remove ops 2>/dev/null
-rm -rf /srv/web/data
-setfacl -b /etc/web/* 2>/dev/null || :`)
-	h.apply(t, first)
-	h.sh(t, "setfacl -m u:daemon:r /etc/web/token && setfacl -m u:daemon:rw,g:mail:r /etc/web/web.conf")
+rm -rf /etc/web /etc/db /etc/kiln /etc/systemd /srv /home/ops /var/mail/ops /var/lib/kiln
+tar --acls -xpf /root/first.tar -C /
+systemctl daemon-reload
+systemctl stop third.service 2>/dev/null || :
+systemctl restart web.service`)
 }
 
 // dying is a connection whose host dies in a step, or right behind it.
@@ -206,10 +210,11 @@ func TestApply(t *testing.T) {
 		t.Fatalf("a second run isn't nothing: %+v", c)
 	}
 	t.Run("rotated", func(t *testing.T) { h.rotated(t) })
-	h.before(t, first)
+	h.apply(t, first)
+	h.remember(t)
 	c = h.apply(t, second)
 	noSecret(t, c.List)
-	steps := len(c.List) + len(c.Units) + 1 // and the mark that is taken away
+	steps := kinds(c)
 	after := h.snapshot(t)
 	for _, want := range []string{
 		"/etc/web/token f 640 web:web", "user:daemon:r--", "/etc/web/web.conf f 660 root:web", "user:daemon:rw-", "group:mail:r--",
@@ -227,10 +232,31 @@ func TestApply(t *testing.T) {
 		t.Fatalf("a second run isn't nothing: %+v", c)
 	}
 	began := time.Now()
-	for step := range steps {
-		t.Run(fmt.Sprintf("dies in step %d", step), func(t *testing.T) { h.dies(t, step, first, second, after) })
+	for _, step := range steps {
+		t.Run(fmt.Sprintf("dies in step %d", step), func(t *testing.T) { h.dies(t, step, second, after) })
 	}
-	t.Logf("%d steps, each interrupted, took %s", steps, time.Since(began))
+	t.Logf("%d steps, each interrupted, took %s", len(steps), time.Since(began))
+}
+
+// kinds are the numbers of the steps to die in: one of each kind, and of the
+// files the last one, too, which is the manifest.
+func kinds(c *apply.Changes) []int {
+	steps := []int{0} // the mark is taken away
+	last, file := "", 0
+	for i := range c.List {
+		if c.List[i].Kind == "file" {
+			file = i + 1
+		}
+		if c.List[i].Kind != last {
+			last = c.List[i].Kind
+			steps = append(steps, i+1)
+		}
+	}
+	steps = append(steps, file)
+	for i := range c.Units {
+		steps = append(steps, len(c.List)+1+i)
+	}
+	return steps
 }
 
 // rotated changes a secret: only what reads it is restarted.
@@ -252,8 +278,8 @@ func (h *sshHost) rotated(t *testing.T) {
 }
 
 // dies interrupts a run in a step, and has another one finish it.
-func (h *sshHost) dies(t *testing.T, step int, first, second *apply.Want, after string) {
-	h.before(t, first)
+func (h *sshHost) dies(t *testing.T, step int, second *apply.Want, after string) {
+	h.again(t)
 	web, db := h.starts(t, "web"), h.starts(t, "db")
 	conn := h.dial(t)
 	defer conn.Close()
