@@ -117,12 +117,13 @@ func (r *redactor) line(line string) string {
 
 // hideAfter keeps of a text what makes up the prefix, in whatever spacing.
 func hideAfter(text, prefix string) string {
+	kept := ""
 	for i := range text {
 		if squeeze(text[:i]) == prefix {
-			return text[:i] + hidden
+			kept = text[:i]
 		}
 	}
-	return hidden
+	return kept + hidden
 }
 
 // squeeze is a text without white space and quotes.

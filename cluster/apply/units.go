@@ -170,8 +170,8 @@ func (w *Want) order(actions []action) []action {
 		if key == "" {
 			key = a.verb
 		}
-		// A restart does what a reload would.
-		if old, ok := strongest[key]; !ok || old.verb == reload {
+		// A restart does what a reload would, and a start comes to one that doesn't run.
+		if old, ok := strongest[key]; !ok || old.verb == reload || a.verb == start {
 			strongest[key] = a
 		}
 	}
