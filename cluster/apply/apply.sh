@@ -1,6 +1,7 @@
+#!/bin/sh
 # What the steps of an apply are made of. $d is a folder for root alone, with
 # the files to write, the list pending, and what is expected. Kiln adds the calls.
-# shellcheck shell=sh
+# shellcheck disable=SC2154 # $d is of the script that reads this one
 set -eu
 LC_ALL=C
 PATH=/usr/sbin:/usr/bin:/sbin:/bin

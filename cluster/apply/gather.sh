@@ -1,7 +1,8 @@
+#!/bin/sh
 # Reads what this host is, and changes nothing: writes an archive with the file
 # facts, and all that there is of the paths that are asked for. $d is a folder
 # for root alone, with the lists paths, users, groups, units and packages.
-# shellcheck shell=sh
+# shellcheck disable=SC2154 # $d is of the script that reads this one
 set -eu
 LC_ALL=C
 PATH=/usr/sbin:/usr/bin:/sbin:/bin
@@ -53,6 +54,7 @@ done
 # Nothing of Kiln's is larger than 4 MiB; what is, is named only.
 : >"$d/list"
 : >"$d/large"
+# shellcheck disable=SC2016 # for the inner shell
 sort -u "$d/paths" | tr '\n' '\0' | xargs -0 -r sh -c '
 	dir=$1
 	shift

@@ -195,6 +195,10 @@ func (o *applyOptions) host(ctx context.Context, w *apply.Want, drainer *apply.D
 		}
 	}
 	if err := changes.Run(ctx, conn, drainer, progress); err != nil {
+		if ctx.Err() != nil && !o.json {
+			// That it was interrupted is all that is said of it otherwise.
+			u.Notef("%s", err)
+		}
 		return err
 	}
 	r.Applied = true
