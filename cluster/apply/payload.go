@@ -3,7 +3,6 @@ package apply
 import (
 	"archive/tar"
 	"bytes"
-	_ "embed"
 	"errors"
 	"fmt"
 	"strings"
@@ -13,16 +12,14 @@ import (
 
 // startScript is all that stands in a command line. It takes an archive in, and
 // runs the script in it once that is complete.
-//
-//go:embed start.sh
-var startScript string
+const startScript = `umask 077 && d=/run/kiln-apply/$$ && mkdir -p "$d" && trap 'rm -rf "$d"' EXIT && tar -xf - -C "$d" && . "$d/run.sh"`
 
 // asRoot runs a script as root: who logs in as somebody else has to be allowed to
 // become that.
 const asRoot = `if [ "$(id -u)" = 0 ]; then exec sh -c "$1"; else exec sudo -n -- sh -c "$1"; fi`
 
 // argv is the command that a payload is sent to.
-func argv() []string { return []string{"sh", "-c", asRoot, "kiln", strings.TrimSpace(startScript)} }
+func argv() []string { return []string{"sh", "-c", asRoot, "kiln", startScript} }
 
 // payload is what goes to a host over standard input: an archive of lists,
 // files and a script.

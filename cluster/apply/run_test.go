@@ -285,16 +285,16 @@ func TestDrainOnlyForNomad(t *testing.T) {
 
 func TestDrainFails(t *testing.T) {
 	for name, c := range map[string]struct {
-		nomad fakeNomad
+		nomad *fakeNomad
 		want  string
 	}{
-		"no node":   {fakeNomad{nodes: "[]"}, "has no ready node called build01"},
-		"two nodes": {fakeNomad{nodes: strings.Replace(oneNode, "down", "ready", 1)}, "has 2 ready nodes called build01"},
-		"403":       {fakeNomad{status: 403}, "NOMAD_TOKEN"},
-		"500":       {fakeNomad{status: 500}, "the server itself has a problem"},
+		"no node":   {&fakeNomad{nodes: "[]"}, "has no ready node called build01"},
+		"two nodes": {&fakeNomad{nodes: strings.Replace(oneNode, "down", "ready", 1)}, "has 2 ready nodes called build01"},
+		"403":       {&fakeNomad{status: 403}, "NOMAD_TOKEN"},
+		"500":       {&fakeNomad{status: 500}, "the server itself has a problem"},
 	} {
 		host := &fakeConn{}
-		d := drainer(t, &c.nomad)
+		d := drainer(t, c.nomad)
 		err := nomadChanges().Run(t.Context(), host, d, func(string, bool) {})
 		if err == nil || !strings.Contains(err.Error(), c.want) || len(host.scripts) > 0 {
 			t.Errorf("%s: got %v, and %d calls of the host", name, err, len(host.scripts))

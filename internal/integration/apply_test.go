@@ -197,6 +197,8 @@ func noSecret(t *testing.T, v any) {
 // TestApply changes a host over ssh: from nothing to a plan, from that to
 // another, and interrupted at each step on the way.
 func TestApply(t *testing.T) {
+	t.Parallel()
+	kiln := bakersKiln(t)
 	h := newSSHHost(t, nil)
 	h.watch(t, []string{"/etc/web/token", "/etc/db/token"}, "web-canary", "db-canary")
 	first, second := want(t, site(t, applySite), secretsOf(applySite)), want(t, site(t, applySite2()), secretsOf(applySite2()))
@@ -235,6 +237,7 @@ func TestApply(t *testing.T) {
 	for _, step := range steps {
 		t.Run(fmt.Sprintf("dies in step %d", step), func(t *testing.T) { h.dies(t, step, second, after) })
 	}
+	t.Run("program", func(t *testing.T) { h.program(t, kiln, second, after) })
 	t.Logf("%d steps, each interrupted, took %s", len(steps), time.Since(began))
 }
 
