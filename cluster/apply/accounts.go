@@ -197,7 +197,7 @@ func (p *planner) units() {
 			if !slices.Contains([]string{"disabled", "masked", "enabled-runtime", "masked-runtime", "not-found", "bad"}, is) {
 				continue
 			}
-			if is == "not-found" && !p.bringsUnit(u.Name) {
+			if is == "not-found" && !p.want.knowsFile(u.Name) {
 				p.note("%s isn't there: the package that has it isn't installed", u.Name)
 				continue
 			}
@@ -219,14 +219,6 @@ func (p *planner) units() {
 		}
 		p.add(c)
 	}
-}
-
-// bringsUnit tells whether a unit's file is among the plan's.
-func (p *planner) bringsUnit(name string) bool {
-	return slices.ContainsFunc(p.want.Layer.Files, func(f plan.File) bool {
-		unit, whole := unitOf(f.Path)
-		return whole && unit == name
-	})
 }
 
 // image names what of the Image half can't be changed in place.

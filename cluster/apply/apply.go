@@ -1,6 +1,7 @@
 package apply
 
 import (
+	"archive/tar"
 	"context"
 	_ "embed"
 	"fmt"
@@ -109,7 +110,7 @@ func (c *Changes) run(ctx context.Context, conn Conn, progress Progress) error {
 	p := newPayload()
 	steps := c.steps(p)
 	p.lines("pending", c.pending())
-	var expected []string
+	expected := []string{PendingPath + "\t" + c.record}
 	for i := range c.List {
 		if ch := &c.List[i]; ch.expects != "" {
 			expected = append(expected, ch.Name+"\t"+ch.expects)
@@ -162,9 +163,13 @@ func (c *Changes) run(ctx context.Context, conn Conn, progress Progress) error {
 	return partial
 }
 
-// record writes down what is to be done, and changes nothing else.
-func (c *Changes) record(ctx context.Context, conn Conn) error {
-	return c.note(ctx, conn, "pend")
+// remember writes down what is to be done, and changes nothing else.
+func (c *Changes) remember(ctx context.Context, conn Conn) error {
+	if err := c.note(ctx, conn, "expected\npend"); err != nil {
+		return err
+	}
+	c.record = stateOf(&entry{kind: tar.TypeReg, content: []byte(strings.Join(c.pending(), "\n") + "\n")})
+	return nil
 }
 
 // settle takes a line out of the record.
@@ -175,6 +180,7 @@ func (c *Changes) settle(ctx context.Context, conn Conn, line string) error {
 func (c *Changes) note(ctx context.Context, conn Conn, script string) error {
 	p := newPayload()
 	p.lines("pending", c.pending())
+	p.lines("expected", []string{PendingPath + "\t" + c.record})
 	in, err := p.finish(applyScript + call("lock", whoami()) + "\n" + script + "\n")
 	if err != nil {
 		return err
@@ -237,7 +243,7 @@ func (c *Changes) drain(ctx context.Context, conn Conn, d *Drainer, progress Pro
 		return err
 	}
 	c.drained = id
-	if err := c.record(ctx, conn); err != nil {
+	if err := c.remember(ctx, conn); err != nil {
 		return err
 	}
 	const drain = "drain its Nomad node"

@@ -105,6 +105,15 @@ put() {
 	mv -fT -- "$new" "$5"
 }
 
+# valid_network N: netplan takes it. A host with one that it doesn't take would
+# boot without a network.
+valid_network() {
+	mkdir -p "$d/root/etc/netplan"
+	cat "$d/$1" >"$d/root/etc/netplan/kiln.yaml"
+	netplan generate --root-dir "$d/root" || complain "netplan doesn't take the network of the plan"
+	rm -rf "$d/root"
+}
+
 # link N OWNER GROUP PATH: makes a symbolic link to what the file N holds.
 link() {
 	[ -d "${4%/*}/" ] || (umask 022 && mkdir -p -- "${4%/*}/")
@@ -138,8 +147,9 @@ act() {
 	case $1 in
 	daemon-reload) systemctl daemon-reload ;;
 	directories) systemd-tmpfiles --create /etc/tmpfiles.d/kiln.conf ;;
-	# Without waiting: the connection may end with the old address.
-	network) systemd-run --quiet --collect --no-block netplan apply ;;
+	# The connection may end with the old address: then so does this, before the
+	# next step, and the next run comes over the new one.
+	network) netplan apply </dev/null ;;
 	start) systemctl restart -- "$2" ;;
 	restart | reload) renew "$1" "$2" ;;
 	esac

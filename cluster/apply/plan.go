@@ -51,6 +51,7 @@ type Changes struct {
 	stale   []string // new files that an earlier run hasn't put in their places
 	drained string   // Nomad's ID of the node that an earlier run has drained
 	marked  bool     // the mark is taken away until all is there
+	record  string   // the state of PendingPath
 }
 
 // Nothing tells whether the host is as it is to be already.
@@ -129,6 +130,7 @@ func (p *planner) identity() error {
 
 // leftToDo reads what an earlier run has left.
 func (p *planner) leftToDo() {
+	p.record = stateOf(p.state.files[PendingPath])
 	for _, line := range p.state.Pending {
 		key, rest, _ := strings.Cut(line, " ")
 		switch a, ok := parseAction(line); {
@@ -279,7 +281,7 @@ func (p *planner) network() {
 	text := netplanText(p.want.Network)
 	c := Change{
 		Kind: "network", Name: netplanPath, What: "changed", Diff: diffOf(netplanPath, e.content, text), content: text,
-		script: call("put", "@", "0600", "root", "root", netplanPath), expects: stateOf(e),
+		script: call("valid_network", "@") + "\n" + call("put", "@", "0600", "root", "root", netplanPath), expects: stateOf(e),
 	}
 	if p.options.Network {
 		c.does = []action{{verb: network}}

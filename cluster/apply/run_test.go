@@ -101,7 +101,7 @@ func TestRun(t *testing.T) {
 	if want := "restart web.service\nreload consul.service\nstale /etc/web/.token.kiln-new\nstale /etc/web/.x.kiln-new\n"; f.files["pending"] != want {
 		t.Errorf("pending is %q", f.files["pending"])
 	}
-	if want := "/etc/web/token\t" + stateOf(text("old")) + "\n"; f.files["expected"] != want {
+	if want := PendingPath + "\tnone\n/etc/web/token\t" + stateOf(text("old")) + "\n"; f.files["expected"] != want {
 		t.Errorf("expected is %q", f.files["expected"])
 	}
 	for _, line := range []string{"'lock' '", "\nexpected\npend\nstep 0\n", "'rm' '-f' '--' '/etc/web/.x.kiln-new'\n", "act restart 'web.service'\n"} {
@@ -261,7 +261,7 @@ func TestDrain(t *testing.T) {
 		t.Errorf("the steps were %q", steps)
 	}
 	// The host remembers before it's drained, until it's eligible.
-	if len(host.scripts) != 3 || !strings.HasSuffix(host.scripts[0], "\npend\n") || !strings.Contains(host.scripts[2], "settle 'drained a'") && !strings.Contains(host.scripts[2], "'settle' 'drained a'") {
+	if len(host.scripts) != 3 || !strings.HasSuffix(host.scripts[0], "\nexpected\npend\n") || !strings.Contains(host.scripts[2], "settle 'drained a'") && !strings.Contains(host.scripts[2], "'settle' 'drained a'") {
 		t.Errorf("the host was sent %d scripts", len(host.scripts))
 	}
 }

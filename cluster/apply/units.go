@@ -43,7 +43,10 @@ func parseAction(line string) (action, bool) {
 var known = []struct {
 	path string
 	does action
-	note string // instead of an action
+	note string // what people have to know
+	// distribution is set for units that every Debian has: no profile has to name
+	// them.
+	distribution bool
 }{
 	{path: "/etc/kiln/reserve", does: action{restart, nomadUnit}},
 	{path: "/etc/kiln/grid.sh", does: action{start, "kiln-grid.service"}},
@@ -57,14 +60,14 @@ var known = []struct {
 	// Restarted, it would be sealed.
 	{path: "/etc/vault.d/", does: action{reload, "vault.service"}, note: "vault.service is only told to reload: what it reads at its start alone needs a restart by hand, one server at a time, and unsealing"},
 	{path: "/etc/docker/", note: "docker.service isn't restarted, since its containers would end: --restart docker.service does it"},
-	{path: "/etc/ssh/", does: action{reload, "ssh.service"}},
-	{path: "/etc/sysctl.d/", does: action{restart, "systemd-sysctl.service"}},
-	{path: "/etc/systemd/journald.conf", does: action{restart, "systemd-journald.service"}},
-	{path: "/etc/systemd/journald.conf.d/", does: action{restart, "systemd-journald.service"}},
-	{path: "/etc/systemd/resolved.conf", does: action{restart, "systemd-resolved.service"}},
-	{path: "/etc/systemd/resolved.conf.d/", does: action{restart, "systemd-resolved.service"}},
-	{path: "/etc/systemd/timesyncd.conf", does: action{restart, "systemd-timesyncd.service"}},
-	{path: "/etc/systemd/timesyncd.conf.d/", does: action{restart, "systemd-timesyncd.service"}},
+	{path: "/etc/ssh/", does: action{reload, "ssh.service"}, distribution: true},
+	{path: "/etc/sysctl.d/", does: action{restart, "systemd-sysctl.service"}, distribution: true},
+	{path: "/etc/systemd/journald.conf", does: action{restart, "systemd-journald.service"}, distribution: true},
+	{path: "/etc/systemd/journald.conf.d/", does: action{restart, "systemd-journald.service"}, distribution: true},
+	{path: "/etc/systemd/resolved.conf", does: action{restart, "systemd-resolved.service"}, distribution: true},
+	{path: "/etc/systemd/resolved.conf.d/", does: action{restart, "systemd-resolved.service"}, distribution: true},
+	{path: "/etc/systemd/timesyncd.conf", does: action{restart, "systemd-timesyncd.service"}, distribution: true},
+	{path: "/etc/systemd/timesyncd.conf.d/", does: action{restart, "systemd-timesyncd.service"}, distribution: true},
 	{path: "/etc/systemd/network/", note: networkNote},
 	{path: "/etc/network/", note: networkNote},
 	{path: "/etc/netplan/", note: networkNote},
@@ -96,7 +99,7 @@ func (w *Want) readers(file string, before, after []byte) (does []action, note s
 	}
 	for _, k := range known {
 		if below(file, k.path) {
-			if k.does.verb != "" && (w.hasUnit(k.does.unit) || k.does.verb == directories || strings.HasPrefix(k.does.unit, "systemd-") || k.does.unit == "ssh.service") {
+			if k.does.verb != "" && (k.does.unit == "" || w.knows(k.does.unit) || k.distribution) {
 				does = append(does, k.does)
 			}
 			return does, k.note

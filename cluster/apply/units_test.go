@@ -20,7 +20,8 @@ func wantUnits(names ...string) *Want {
 
 // Who reads a file, by its path.
 func TestReaders(t *testing.T) {
-	w := wantUnits(hostUnit, "dnsmasq.service", "kiln-resolv.service", "kiln-grid.timer", "consul.service", "nomad.service", "vault.service", "web.service", "kiln-grid.path", "kiln-grid.service")
+	w := wantUnits(hostUnit, "dnsmasq.service", "kiln-resolv.service", "kiln-grid.timer", "consul.service", "nomad.service", "vault.service", "web.service", "kiln-grid.path")
+	w.Layer.Files = []plan.File{{Path: "/etc/systemd/system/kiln-grid.service"}}
 	for path, want := range map[string]string{
 		"/etc/nomad.d/nomad.hcl":                               "restart nomad.service",
 		"/etc/nomad.d/more/x.json":                             "restart nomad.service",

@@ -16,6 +16,8 @@
 package apply
 
 import (
+	"slices"
+
 	"github.com/alisw/kiln/plan"
 )
 
@@ -52,4 +54,15 @@ func (w *Want) hasUnit(name string) bool {
 		}
 	}
 	return false
+}
+
+// knows tells whether a unit is the plan's: wanted, or among its files.
+func (w *Want) knows(name string) bool { return w.hasUnit(name) || w.knowsFile(name) }
+
+// knowsFile tells whether a unit's file is among the plan's.
+func (w *Want) knowsFile(name string) bool {
+	return slices.ContainsFunc(w.Layer.Files, func(f plan.File) bool {
+		unit, whole := unitOf(f.Path)
+		return whole && unit == name
+	})
 }

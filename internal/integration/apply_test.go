@@ -237,8 +237,8 @@ func TestApply(t *testing.T) {
 	for _, step := range steps {
 		t.Run(fmt.Sprintf("dies in step %d", step), func(t *testing.T) { h.dies(t, step, second, after) })
 	}
-	t.Run("program", func(t *testing.T) { h.program(t, kiln, second, after) })
 	t.Logf("%d steps, each interrupted, took %s", len(steps), time.Since(began))
+	t.Run("program", func(t *testing.T) { h.program(t, kiln, second, after) })
 }
 
 // kinds are the numbers of the steps to die in: one of each kind, and of the
