@@ -39,9 +39,9 @@ func (d *Drainer) node(ctx context.Context, name string) (id string, err error) 
 	}
 	switch {
 	case len(found) == 0:
-		return "", fmt.Errorf("Nomad at %s has no ready node called %s: without --drain its Nomad is restarted nevertheless", d.Nomad.Address, name)
+		return "", fmt.Errorf("there is no ready node called %s for Nomad at %s: without --drain its Nomad is restarted nevertheless", name, d.Nomad.Address)
 	case len(found) > 1:
-		return "", fmt.Errorf("Nomad at %s has %d ready nodes called %s: drain the right one by hand, and leave --drain out", d.Nomad.Address, len(found), name)
+		return "", fmt.Errorf("there are %d ready nodes called %s for Nomad at %s: drain the right one by hand, and leave --drain out", len(found), name, d.Nomad.Address)
 	case found[0].SchedulingEligibility != nomad.NodeSchedulingEligible:
 		return "", nil
 	}

@@ -288,8 +288,8 @@ func TestDrainFails(t *testing.T) {
 		nomad *fakeNomad
 		want  string
 	}{
-		"no node":   {&fakeNomad{nodes: "[]"}, "has no ready node called build01"},
-		"two nodes": {&fakeNomad{nodes: strings.Replace(oneNode, "down", "ready", 1)}, "has 2 ready nodes called build01"},
+		"no node":   {&fakeNomad{nodes: "[]"}, "there is no ready node called build01"},
+		"two nodes": {&fakeNomad{nodes: strings.Replace(oneNode, "down", "ready", 1)}, "there are 2 ready nodes called build01"},
 		"403":       {&fakeNomad{status: 403}, "NOMAD_TOKEN"},
 		"500":       {&fakeNomad{status: 500}, "the server itself has a problem"},
 	} {

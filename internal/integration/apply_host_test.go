@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -34,10 +33,6 @@ type sshHost struct {
 	dialer *remote.Dialer
 	config string // of ssh's
 	root   string // where its root is seen from outside
-
-	mu      sync.Mutex
-	secrets []string
-	said    strings.Builder // whatever people were shown
 }
 
 // newSSHHost boots one. files are texts on it beside those of its packages.
