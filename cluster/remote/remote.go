@@ -15,8 +15,6 @@ import (
 	"strings"
 	"sync"
 
-	"mvdan.cc/sh/v3/syntax"
-
 	"github.com/alisw/kiln/internal/run"
 )
 
@@ -59,18 +57,51 @@ func (d *Dialer) Dial(name string) (*Host, error) {
 // Run runs argv on the host, with stdin, and gives what it writes to standard
 // output. Each argument arrives as it is: no shell splits or expands it.
 func (h *Host) Run(ctx context.Context, stdin io.Reader, argv ...string) ([]byte, error) {
-	line, err := commandLine(append(h.dialer.Become[:len(h.dialer.Become):len(h.dialer.Become)], argv...))
+	return h.run(ctx, stdin, nil, argv)
+}
+
+// Stream is Run for a command whose standard output is wanted while it runs:
+// each line is given to line as it comes, without its newline.
+func (h *Host) Stream(ctx context.Context, stdin io.Reader, line func(string), argv ...string) error {
+	_, err := h.run(ctx, stdin, line, argv)
+	return err
+}
+
+func (h *Host) run(ctx context.Context, stdin io.Reader, stdout func(string), argv []string) ([]byte, error) {
+	command, err := commandLine(append(h.dialer.Become[:len(h.dialer.Become):len(h.dialer.Become)], argv...))
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", h.Name, err)
 	}
 	out, err := h.dialer.Runner.Output(ctx, run.Command{
-		Name: "ssh", Args: append(h.options(), "--", h.Name, line), Stdin: stdin,
+		Name: "ssh", Args: append(h.options(), "--", h.Name, command), Stdin: stdin, Stdout: stdout,
 		Install: "the Debian package openssh-client has it",
 	})
 	if err != nil {
-		return out, fmt.Errorf("on %s: %w%s", h.Name, err, remedy(err))
+		return out, fmt.Errorf("on %s: %w%s", h.Name, shorten(err, h.Name, command), remedy(err))
 	}
 	return out, nil
+}
+
+// longestCommand is how many bytes of a command an error repeats.
+const longestCommand = 60
+
+// shorten leaves out of err what people neither typed nor want to read: ssh's
+// options, and most of a script.
+func shorten(err error, host, command string) error {
+	e, ok := errors.AsType[*run.Error](err)
+	if !ok {
+		return err
+	}
+	command, _, more := strings.Cut(command, "\n")
+	if len(command) > longestCommand {
+		command, more = strings.ToValidUTF8(command[:longestCommand], ""), true
+	}
+	if more {
+		command += " …"
+	}
+	short := *e
+	short.Command = "ssh " + host + " " + command
+	return &short
 }
 
 // options are ssh's. A question, for a password or an unknown host's key, would
@@ -101,17 +132,27 @@ func (h *Host) Close() (err error) {
 	return err
 }
 
-// commandLine quotes argv for the shell that sshd hands it to.
+// commandLine quotes argv for the shell that sshd hands it to, which splits it
+// into the same words again.
 func commandLine(argv []string) (string, error) {
 	words := make([]string, len(argv))
 	for i, a := range argv {
-		w, err := syntax.Quote(a, syntax.LangPOSIX)
-		if err != nil {
-			return "", fmt.Errorf("the argument %q: %w", a, err)
+		if strings.ContainsRune(a, 0) {
+			return "", errors.New("no argument of a command can have a NUL in it")
 		}
-		words[i] = w
+		words[i] = word(a)
 	}
 	return strings.Join(words, " "), nil
+}
+
+// word is an argument as a shell reads it, also one of several lines.
+func word(a string) string {
+	if a != "" && !strings.ContainsFunc(a, func(r rune) bool {
+		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("@%+=:,./_-", r))
+	}) {
+		return a
+	}
+	return "'" + strings.ReplaceAll(a, "'", `'\''`) + "'"
 }
 
 // sshFailed is the exit status of ssh's where it, and not the command, failed.
