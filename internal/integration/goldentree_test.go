@@ -50,6 +50,7 @@ func TestGoldenTree(t *testing.T) {
 	bare := startTree(t, g, c, "alissandra", "")
 
 	var identities []identity
+	var operator *operator
 	for _, h := range []struct {
 		name, address string
 		running       *booting.Running
@@ -63,7 +64,7 @@ func TestGoldenTree(t *testing.T) {
 			host := &guest{cluster: c, name: h.name, address: h.address, time: 2 * treeTime, exec: h.running.Exec}
 			identities = append(identities, host.comesToLife(t, h.running, h.share))
 			if h.name == "tree01" && !t.Failed() {
-				host.isVerified(t, g)
+				operator = host.isVerified(t, g)
 			}
 		})
 	}
@@ -72,6 +73,9 @@ func TestGoldenTree(t *testing.T) {
 		differ(t, identities[0], identities[2])
 	}
 	t.Run("without a seed", func(t *testing.T) { bareTree(t, bare) })
+	if operator != nil {
+		t.Run("tree01 anew", operator.namesOldNode)
+	}
 }
 
 // comesToLife takes a host from its first boot to a member of the cluster.

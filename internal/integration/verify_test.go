@@ -25,12 +25,17 @@ type operator struct {
 	golden *golden
 	env    []string
 	ssh    string // the configuration file
+	old    string // the host's node before it was installed anew
 }
 
 // newOperator lets alice, who may use sudo, log in to the host.
 func (g *guest) newOperator(t *testing.T, golden *golden) *operator {
 	t.Helper()
-	dir := t.TempDir()
+	// It outlives this part of the test.
+	dir := filepath.Join(filepath.Dir(golden.site), "operator")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
 	key := filepath.Join(dir, "key")
 	if out, err := exec.Command(program(t, "ssh-keygen"), "-q", "-t", "ed25519", "-N", "", "-f", key).CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
@@ -93,8 +98,10 @@ func (o *operator) finds(t *testing.T, site, want string, args ...string) {
 }
 
 // isVerified has kiln look at a host that has joined: as it is, then with one
-// thing after the other changed.
-func (g *guest) isVerified(t *testing.T, golden *golden) {
+// thing after the other changed. In the end its agent is another node: it takes a
+// while until the servers miss the old one.
+func (g *guest) isVerified(t *testing.T, golden *golden) *operator {
+	t.Helper()
 	o := g.newOperator(t, golden)
 	ssh := []string{"--ssh", "--ssh-config", o.ssh, "--ssh-user", "alice"}
 	site := golden.site
@@ -115,7 +122,8 @@ func (g *guest) isVerified(t *testing.T, golden *golden) {
 	o.siteDiffers(t)
 	o.ineligible(t)
 	o.refused(t)
-	o.installedAnew(t)
+	o.installAnew(t)
+	return o
 }
 
 // siteDiffers has the site say something else of the host than what it is.
@@ -168,15 +176,19 @@ func (o *operator) refused(t *testing.T) {
 	}
 }
 
-// installedAnew gives the host another identity at Nomad, as an installation
-// does: its old entry is named, and not taken for the host.
-func (o *operator) installedAnew(t *testing.T) {
+// installAnew gives the host another identity at Nomad, as an installation does.
+func (o *operator) installAnew(t *testing.T) {
+	t.Helper()
 	before, err := o.Nodes(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	old := before[o.name+".example.org"].ID
+	o.old = before[o.name+".example.org"].ID
 	o.sh(t, "systemctl stop nomad && rm -rf /build/nomad/client && systemctl start nomad")
+}
+
+// namesOldNode wants the old entry to be named, and not to be taken for the host.
+func (o *operator) namesOldNode(t *testing.T) {
 	o.until(t, "it is a new node", func() bool {
 		var list []struct{ ID, Name, Status string }
 		if o.Get(t.Context(), o.NomadURL("/v1/nodes"), &list) != nil {
@@ -184,12 +196,12 @@ func (o *operator) installedAnew(t *testing.T) {
 		}
 		gone, ready := false, false
 		for _, n := range list {
-			gone = gone || n.ID == old && n.Status == "down"
-			ready = ready || n.ID != old && n.Name == o.name+".example.org" && n.Status == "ready"
+			gone = gone || n.ID == o.old && n.Status == "down"
+			ready = ready || n.ID != o.old && n.Name == o.name+".example.org" && n.Status == "ready"
 		}
 		services, err := o.Services(t.Context(), "nomad-client")
 		registered := slices.ContainsFunc(services, func(s lab.Service) bool { return s.ServiceAddress == o.address })
 		return gone && ready && registered && err == nil
 	})
-	o.finds(t, o.golden.site, "nomad-duplicate "+old[:8])
+	o.finds(t, o.golden.site, "nomad-duplicate "+o.old[:8])
 }
