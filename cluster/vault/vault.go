@@ -57,7 +57,8 @@ type State struct {
 	Path    string   `json:"path"` // in Vault's API
 	Action  Action   `json:"action"`
 	Changes []Change `json:"changes"`
-	Done    bool     `json:"done"` // Vault has it so now: always with Keep, otherwise once Apply is that far
+	Done    bool     `json:"done"`   // Vault has it so now: always with Keep, otherwise once Apply is that far
+	Unsure  bool     `json:"unsure"` // it was sent, and nobody knows whether Vault has it so
 
 	object *object
 }
@@ -145,7 +146,7 @@ func (s *Server) Apply(ctx context.Context, p *Plan, done func(*State)) error {
 		if err := s.apply(ctx, p, state); err != nil {
 			return fmt.Errorf("the %s: %w", state, err)
 		}
-		state.Done = true
+		state.Done, state.Unsure = true, false
 		done(state)
 	}
 	return nil
@@ -165,10 +166,14 @@ func (s *Server) apply(ctx context.Context, p *Plan, state *State) error {
 	if now.Action != state.Action || !reflect.DeepEqual(before(now), before(state)) {
 		return errors.New("somebody else has changed it since it was compared: look at kiln vault plan again")
 	}
-	if err := s.write(ctx, state.object.writes, state.Path, send); err != nil {
-		if _, answered := errors.AsType[*api.ResponseError](err); !answered {
-			err = fmt.Errorf("%w (whether Vault has written it isn't known: kiln vault plan tells)", err)
-		}
+	err = s.write(ctx, state.object.writes, state.Path, send)
+	answer, answered := errors.AsType[*api.ResponseError](err)
+	refused := answered && !answer.RawError // which would be a gateway's
+	state.Unsure = !refused
+	if err != nil && !refused {
+		err = fmt.Errorf("%w (whether Vault has written it isn't known: kiln vault plan tells)", err)
+	}
+	if err != nil {
 		return err
 	}
 	if now, _, err = s.compare(ctx, p, state.object); err != nil {

@@ -275,6 +275,9 @@ func TestFailures(t *testing.T) {
 			var done []string
 			if err == nil {
 				err = s.Apply(t.Context(), p, func(s *State) { done = append(done, s.String()) })
+				if unsure := c.name == "hangs up" || c.name == "ignores it"; p.States[1].Unsure != unsure {
+					t.Errorf("nobody knows whether it was done: %v, want %v", p.States[1].Unsure, unsure)
+				}
 				if len(done) != 1 || !p.States[0].Done || p.States[1].Done || p.States[2].Done {
 					t.Errorf("done before it failed: %q, %+v", done, p.States)
 				}
@@ -341,6 +344,32 @@ func TestInterrupted(t *testing.T) {
 	s := serve(t, stuck(t, "/nomad", cancel))
 	if _, err := s.Compare(ctx, seed()); !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
+	}
+}
+
+// TestApplyInterrupted: ^C while Vault is being written to says what isn't known.
+func TestApplyInterrupted(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	v, release := testvault.New(), make(chan struct{})
+	defer close(release)
+	s := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodPut && strings.HasSuffix(r.URL.Path, "/nomad-server") {
+			cancel()
+			select {
+			case <-release:
+			case <-r.Context().Done():
+			}
+			return
+		}
+		v.ServeHTTP(w, r)
+	}))
+	p := compare(t, s, seed())
+	err := s.Apply(ctx, p, func(*State) {})
+	if !errors.Is(err, context.Canceled) || !strings.Contains(err.Error(), "whether Vault has written it isn't known") {
+		t.Errorf("got %v", err)
+	}
+	if a, b, c := p.States[0], p.States[1], p.States[2]; !a.Done || b.Done || !b.Unsure || c.Done || c.Unsure {
+		t.Errorf("the states: %+v", p.States)
 	}
 }
 

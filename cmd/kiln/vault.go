@@ -215,7 +215,10 @@ func runVaultApply(ctx context.Context, o *vaultOptions, u *ui.UI) error {
 	if err != nil {
 		var left []string
 		for i := range c.plan.States {
-			if s := &c.plan.States[i]; !s.Done {
+			switch s := &c.plan.States[i]; {
+			case s.Unsure:
+				left = append(left, s.String()+" (nobody knows: kiln vault plan tells)")
+			case !s.Done:
 				left = append(left, s.String())
 			}
 		}
