@@ -48,7 +48,7 @@ or hosts/*.yaml, and profiles/. kiln init makes a small one to start from.`,
 	_ = root.MarkPersistentFlagDirname("site")
 	root.AddCommand(
 		newInitCommand(u), newCheckCommand(o, u), newHostsCommand(o, u), newProfilesCommand(o, u), newPlanCommand(o, u),
-		newRenderCommand(o, u), newLockCommand(o, u), newCacheCommand(o, u), newBuildCommand(o, u), newBootCommand(o, u), newImagesCommand(o, u), newDiffCommand(u), newImportCommand(o, u), newKeysCommand(o, u), newSchemaCommand(u), newVersionCommand(u), newManCommand(),
+		newRenderCommand(o, u), newLockCommand(o, u), newCacheCommand(o, u), newBuildCommand(o, u), newBootCommand(o, u), newImagesCommand(o, u), newDiffCommand(u), newImportCommand(o, u), newKeysCommand(o, u), newSchemaCommand(u), newConsulCommand(u), newVersionCommand(u), newManCommand(),
 		&cobra.Command{Use: "exit-status", Short: "What the exit statuses mean", Long: exitStatusHelp},
 	)
 	root.SetHelpCommand(newHelpCommand())
