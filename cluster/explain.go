@@ -44,6 +44,10 @@ func Explain(service Service, address string, err error) error {
 func remedy(service Service, err error) string {
 	v := variables[service]
 	switch StatusOf(err) {
+	case http.StatusBadRequest:
+		if strings.Contains(err.Error(), "HTTP request to an HTTPS server") {
+			return fmt.Sprintf(": TLS is spoken there: write https:// in %s", v.address)
+		}
 	case http.StatusForbidden, http.StatusUnauthorized:
 		return fmt.Sprintf(": the token in %s is missing, unknown, or may not do this", v.token)
 	case http.StatusNotFound:
