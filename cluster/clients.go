@@ -10,6 +10,7 @@ package cluster
 import (
 	"fmt"
 	"os"
+	"strings"
 
 	consul "github.com/hashicorp/consul/api"
 	nomad "github.com/hashicorp/nomad/api"
@@ -48,9 +49,14 @@ func NewConsul(address string) (*Consul, error) {
 	if os.Getenv(consul.HTTPAddrEnvName) == "" && address != "" {
 		config.Address = address
 	}
+	// NewClient takes the scheme away.
+	shown := config.Address
+	if !strings.Contains(shown, "://") {
+		shown = config.Scheme + "://" + shown
+	}
 	client, err := consul.NewClient(config)
 	if err != nil {
 		return nil, fmt.Errorf("the CONSUL_… settings in the environment can't be used: %w", err)
 	}
-	return &Consul{client, config.Address}, nil
+	return &Consul{client, shown}, nil
 }
