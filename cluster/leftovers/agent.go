@@ -104,19 +104,13 @@ func (a *agent) name(ctx context.Context) (string, error) {
 }
 
 // owner reaches the agent of the entry's node, and finds out whether that lists
-// the entry. The error says of each way why it led nowhere.
+// the entry. The error says of each way why it led nowhere; it is errAnswered if the
+// agent is there all the same.
 func (r *Remover) owner(ctx context.Context, o *Outcome) (*agent, error) {
-	if r.own == nil {
-		name, err := (&agent{Consul: r.Source.Consul, source: r.Source}).name(ctx)
-		if ctx.Err() != nil {
-			return nil, context.Cause(ctx)
-		}
-		if err != nil {
-			name = "" // it serves as the way to the catalog, and as no more
-		}
-		r.own = &name
+	if err := r.learn(ctx); err != nil {
+		return nil, err
 	}
-	if *r.own == o.Node {
+	if r.own == o.Node {
 		a := &agent{Consul: r.Source.Consul, source: r.Source}
 		return a, a.identify(ctx, o)
 	}
@@ -127,7 +121,10 @@ func (r *Remover) owner(ctx context.Context, o *Outcome) (*agent, error) {
 			continue // this way isn't to be gone
 		}
 		if err == nil {
-			if err = a.identify(ctx, o); err == nil {
+			if err = a.ofCluster(ctx, r.leader); err == nil {
+				err = a.identify(ctx, o)
+			}
+			if err == nil {
 				return a, nil
 			}
 			a.close()
@@ -136,11 +133,62 @@ func (r *Remover) owner(ctx context.Context, o *Outcome) (*agent, error) {
 			return nil, context.Cause(ctx)
 		}
 		failed = append(failed, err)
-		if status := cluster.StatusOf(err); status == http.StatusForbidden || status == http.StatusUnauthorized {
+		if errors.Is(err, errAnswered) {
 			break // another way leads to the same answer
 		}
 	}
-	return nil, fmt.Errorf("it has to be deregistered on the agent of %s, which lives, but isn't reached (from the catalog alone it would come back within minutes): %w", o.Node, joined(failed))
+	return nil, joined(failed)
+}
+
+// learn asks the Consul that was named, once, whose agent it is, and which server
+// leads its cluster.
+func (r *Remover) learn(ctx context.Context) (err error) {
+	if r.leader != "" {
+		return nil
+	}
+	named := &agent{Consul: r.Source.Consul, source: r.Source}
+	// It serves as the way to the catalog; if it doesn't say who it is, as no more.
+	r.own, _ = named.name(ctx)
+	if r.leader, err = named.leads(ctx); err == nil && r.leader == "" {
+		err = errors.New("there is no leader")
+	}
+	return cluster.Explain(cluster.ServiceConsul, named.Address, err)
+}
+
+// errAnswered is that the right agent answered, but not as one would have it.
+var errAnswered = errors.New("it answered")
+
+// answered is an error that is errAnswered, too.
+type answered struct{ error }
+
+func (answered) Is(target error) bool { return target == errAnswered }
+func (a answered) Unwrap() error      { return a.error }
+
+// anonymous is the token of those who have none.
+const anonymous = "anonymous"
+
+// leads is the server that leads the agent's cluster. It doesn't take a token to
+// ask, and none is shown.
+func (a *agent) leads(ctx context.Context) (leader string, err error) {
+	err = a.ask(ctx, func(q *consul.QueryOptions) (err error) {
+		q.Token = anonymous
+		leader, err = a.Status().LeaderWithQueryOptions(q)
+		return err
+	})
+	return leader, err
+}
+
+// ofCluster makes sure that the agent is of this cluster, before it gets to see the
+// token: the address of a node that is gone may be somebody else's by now.
+func (a *agent) ofCluster(ctx context.Context, leader string) error {
+	its, err := a.leads(ctx)
+	switch {
+	case err != nil:
+		return a.explain(err, "")
+	case its != leader:
+		return fmt.Errorf("%s isn't of this cluster: its leader is %q, not %s", a, its, leader)
+	}
+	return nil
 }
 
 // identify finds out whether the agent lists the entry; and, if it doesn't,
@@ -149,22 +197,30 @@ func (a *agent) identify(ctx context.Context, o *Outcome) error {
 	service, err := a.service(ctx, o.ID)
 	if err == nil {
 		if listed := (&Entry{Address: service.Address, Port: service.Port}); listed.endpoint().compare(o.endpoint()) != same {
-			return fmt.Errorf("%s lists %s for %s, and not for %s: look again, something has changed", a, o.ID, listed.Endpoint(), o.Endpoint())
+			return answered{fmt.Errorf("%s lists %s for %s, and not for %s: look again, something has changed", a, o.ID, listed.Endpoint(), o.Endpoint())}
 		}
 		a.lists = true
 		return nil
 	}
 	if cluster.StatusOf(err) != http.StatusNotFound {
-		return a.explain(err, `service "`+o.Service+`" { policy = "write" }`)
+		return a.refused(err, `service "`+o.Service+`" { policy = "write" }`)
 	}
 	name, err := a.name(ctx)
 	switch {
 	case err != nil:
-		return fmt.Errorf("%s doesn't list %s, and doesn't say whose agent it is: %w", a, o.ID, a.explain(err, `agent "`+o.Node+`" { policy = "read" }`))
+		return fmt.Errorf("%s doesn't list %s, and doesn't say whose agent it is: %w", a, o.ID, a.refused(err, `agent "`+o.Node+`" { policy = "read" }`))
 	case name != o.Node:
-		return fmt.Errorf("%w: %s is that of the node %s, not of %s", errNotOwner, a, name, o.Node)
+		return fmt.Errorf("%s is that of the node %s, not of %s", a, name, o.Node)
 	}
 	return nil
+}
+
+// refused is explain for an agent that may have answered.
+func (a *agent) refused(err error, rule string) error {
+	if cluster.StatusOf(err) != 0 {
+		return answered{a.explain(err, rule)}
+	}
+	return a.explain(err, rule)
 }
 
 // overHTTP is the agent's API at the node's address.

@@ -22,6 +22,8 @@ import (
 // token is the one that requests have to show.
 const token = "7d3c1f4e-secret"
 
+const leader = "192.0.2.2:8300"
+
 // fake is a cluster that can be made to misbehave: a server of Consul, the agent of
 // the node h, and Nomad.
 type fake struct {
@@ -31,6 +33,7 @@ type fake struct {
 	nodes   []Node
 	serf    string // the state of h's agent, empty where it has none
 	self    string // the name of the agent's node
+	leads   string // the leader of the agent's cluster
 	// answer, where set, answers in place of what is behind a path: METHOD PATH.
 	answer map[string]http.HandlerFunc
 	// weak has the agent forget what it deregisters, and the catalog keep it.
@@ -45,7 +48,7 @@ type fake struct {
 
 func newFake(t *testing.T) *fake {
 	t.Helper()
-	f := &fake{catalog: []Entry{old, now}, agent: []Entry{old, now}, nodes: []Node{at}, serf: "passing", self: "h", answer: map[string]http.HandlerFunc{}}
+	f := &fake{catalog: []Entry{old, now}, agent: []Entry{old, now}, nodes: []Node{at}, serf: "passing", self: "h", leads: leader, answer: map[string]http.HandlerFunc{}}
 	f.consul = f.serve(t, f.consulServer())
 	f.own = f.serve(t, f.agentServer())
 	f.nomad = f.serve(t, f.nomadServer())
@@ -114,6 +117,7 @@ func (f *fake) consulServer() *http.ServeMux {
 	mux.HandleFunc("GET /v1/agent/self", func(w http.ResponseWriter, _ *http.Request) {
 		reply(w, map[string]any{"Config": map[string]string{"NodeName": "server1"}})
 	})
+	mux.HandleFunc("GET /v1/status/leader", func(w http.ResponseWriter, _ *http.Request) { reply(w, leader) })
 	mux.HandleFunc("PUT /v1/catalog/deregister", func(w http.ResponseWriter, req *http.Request) {
 		var what struct{ Node, ServiceID string }
 		if err := json.NewDecoder(req.Body).Decode(&what); err != nil || what.ServiceID == "" {
@@ -134,6 +138,13 @@ func without(entries []Entry, id string) []Entry {
 
 func (f *fake) agentServer() *http.ServeMux {
 	mux := http.NewServeMux()
+	mux.HandleFunc("GET /v1/status/leader", func(w http.ResponseWriter, req *http.Request) {
+		if req.Header.Get("X-Consul-Token") == token {
+			http.Error(w, "a token was shown to somebody unknown", http.StatusTeapot)
+			return
+		}
+		reply(w, f.leads)
+	})
 	mux.HandleFunc("GET /v1/agent/self", func(w http.ResponseWriter, _ *http.Request) {
 		reply(w, map[string]any{"Config": map[string]string{"NodeName": f.self}})
 	})

@@ -23,12 +23,13 @@ type Remover struct {
 	Settle time.Duration
 	Poll   time.Duration // between two looks at the catalog; 0 is [DefaultPoll]
 
-	own *string // the name of the node whose agent Source.Consul is; nil until asked
+	own    string // the node whose agent Source.Consul is
+	leader string // the cluster's; empty until both were asked for
 }
 
 // The defaults of a Remover.
 const (
-	DefaultSettle = 15 * time.Second
+	DefaultSettle = 10 * time.Second
 	DefaultPoll   = 2 * time.Second
 )
 
@@ -63,19 +64,24 @@ func (r *Remover) Remove(ctx context.Context, f Finding) *Outcome {
 
 func (r *Remover) remove(ctx context.Context, o *Outcome) error {
 	life, err := r.life(ctx, o.Node)
-	switch {
-	case err != nil:
+	if err != nil {
 		return err
-	case life == "":
+	}
+	if life == "" {
 		o.Notes = append(o.Notes, "no Consul agent stands behind the node: somebody wrote it into the catalog, and may write it again")
-		return r.inCatalog(ctx, o)
-	case life != consul.HealthPassing:
-		o.Notes = append(o.Notes, fmt.Sprintf("the Consul agent of %s is gone: if it comes back with its old data_dir, it registers the entry again; look once more then", o.Node))
 		return r.inCatalog(ctx, o)
 	}
 	agent, err := r.owner(ctx, o)
-	if err != nil {
+	switch {
+	case err != nil && ctx.Err() != nil:
 		return err
+	case err != nil && life != consul.HealthPassing && !errors.Is(err, errAnswered):
+		// The others alone may be wrong: for half a minute after an agent has changed its
+		// address, they take it for dead.
+		o.Notes = append(o.Notes, fmt.Sprintf("the Consul agent of %s is gone, as the others see it, and isn't reached (%s); if it comes back with its old data_dir, it registers the entry again: look once more then", o.Node, err))
+		return r.inCatalog(ctx, o)
+	case err != nil:
+		return fmt.Errorf("it has to be deregistered on the agent of %s (from the catalog alone it would come back within minutes), and that fails: %w", o.Node, err)
 	}
 	defer agent.close()
 	if !agent.lists {
@@ -207,6 +213,3 @@ func explain(c *cluster.Consul, err error, rule string) error {
 	}
 	return explained
 }
-
-// errNotOwner is that another node's agent answers.
-var errNotOwner = errors.New("another agent answers")

@@ -44,7 +44,12 @@ func TestRemove(t *testing.T) {
 	}{
 		{"its agent lives", func(*fake) {}, []string{onAgent}, "the agent at http://127.0.0.1:", nil},
 		{"its agent doesn't list it", func(f *fake) { f.agent = []Entry{now} }, []string{inCatalog}, "the catalog", []string{"the agent of h doesn't list it"}},
-		{"its agent is gone", func(f *fake) { f.serf = "critical"; f.own.Close() }, []string{inCatalog}, "the catalog", []string{"the Consul agent of h is gone: if it comes back with its old data_dir"}},
+		{"its agent is gone", func(f *fake) { f.serf = "critical"; f.own.Close() }, []string{inCatalog}, "the catalog", []string{"the Consul agent of h is gone, as the others see it, and isn't reached", "nobody answers there", "if it comes back with its old data_dir"}},
+		{"the others take its agent for dead", func(f *fake) { f.serf = "critical" }, []string{onAgent}, "the agent at http://127.0.0.1:", nil},
+		{"another cluster has the address of its agent, which is gone", func(f *fake) { f.serf, f.leads = "critical", "192.0.2.99:8300" }, []string{inCatalog}, "the catalog",
+			[]string{"isn't of this cluster: its leader is \"192.0.2.99:8300\", not 192.0.2.2:8300"}},
+		{"another node has the address of its agent, which is gone", func(f *fake) { f.serf, f.agent, f.self = "critical", nil, "i" }, []string{inCatalog}, "the catalog",
+			[]string{"is that of the node i, not of h"}},
 		{"there is no agent", func(f *fake) { f.serf = ""; f.own.Close() }, []string{inCatalog}, "the catalog", []string{"no Consul agent stands behind the node"}},
 		{"somebody was faster", func(f *fake) {
 			f.answer[onAgent] = func(w http.ResponseWriter, _ *http.Request) {
@@ -87,10 +92,18 @@ func TestRemoveFails(t *testing.T) {
 	}{
 		{"a token that may not see the entry", func(_ *testing.T, f *fake, _ *Remover) { f.answer[getEntry] = fails(403, "Permission denied") },
 			nil, []string{"403", "CONSUL_HTTP_TOKEN", `service "nomad-client" { policy = "write" }`}},
+		{"the same, of an agent that the others take for dead", func(_ *testing.T, f *fake, _ *Remover) {
+			f.serf, f.answer[getEntry] = "critical", fails(403, "Permission denied")
+		}, nil, []string{"403", "CONSUL_HTTP_TOKEN", "has to be deregistered on the agent of h"}},
+		{"another cluster's agent", func(_ *testing.T, f *fake, _ *Remover) { f.leads = "192.0.2.99:8300" },
+			nil, []string{"isn't of this cluster"}},
+		{"no leader", func(_ *testing.T, f *fake, _ *Remover) {
+			f.answer["GET /v1/status/leader"] = func(w http.ResponseWriter, _ *http.Request) { reply(w, "") }
+		}, nil, []string{"asking Consul at", "there is no leader"}},
 		{"a token that may not write services", func(_ *testing.T, f *fake, _ *Remover) { f.answer[onAgent] = fails(403, "Permission denied") },
 			[]string{onAgent}, []string{"403", "CONSUL_HTTP_TOKEN", `service "nomad-client" { policy = "write" }`}},
 		{"a token that may not write the catalog", func(_ *testing.T, f *fake, _ *Remover) {
-			f.serf, f.answer[inCatalog] = "critical", fails(403, "Permission denied")
+			f.serf, f.answer[inCatalog] = "", fails(403, "Permission denied")
 		}, []string{inCatalog}, []string{"403", `node "h" { policy = "write" }`}},
 		{"both tokens are too weak", func(_ *testing.T, f *fake, _ *Remover) {
 			f.weak, f.answer[inCatalog] = true, fails(403, "Permission denied")
@@ -99,11 +112,11 @@ func TestRemoveFails(t *testing.T) {
 			f.agent, f.answer["GET /v1/agent/self"] = nil, fails(403, "Permission denied")
 		}, nil, []string{"doesn't say whose agent it is", `agent "h" { policy = "read" }`}},
 		{"another node's agent", func(_ *testing.T, f *fake, _ *Remover) { f.agent, f.self = nil, "i" },
-			nil, []string{"another agent answers", "that of the node i, not of h", "from the catalog alone it would come back"}},
+			nil, []string{"is that of the node i, not of h", "from the catalog alone it would come back"}},
 		{"a service of the ID, but elsewhere", func(_ *testing.T, f *fake, _ *Remover) { f.agent[0].Port = 1 },
 			nil, []string{"lists _nomad-client-192.0.2.11-4646 for 192.0.2.11:1, and not for 192.0.2.11:4646"}},
 		{"the agent isn't reached", func(_ *testing.T, f *fake, _ *Remover) { f.own.Close() },
-			nil, []string{"the agent of h, which lives, but isn't reached", "nobody answers there"}},
+			nil, []string{"deregistered on the agent of h", "nobody answers there"}},
 		{"the agent is slow", func(t *testing.T, f *fake, r *Remover) {
 			r.Source.Timeout = 100 * time.Millisecond
 			slow := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, req *http.Request) { <-req.Context().Done() }))
@@ -117,7 +130,7 @@ func TestRemoveFails(t *testing.T) {
 		{"the agent keeps it", func(_ *testing.T, f *fake, _ *Remover) {
 			f.answer[onAgent] = func(http.ResponseWriter, *http.Request) {}
 		}, []string{onAgent}, []string{"still lists it", "a Nomad that advertises 192.0.2.11:4646"}},
-		{"the catalog keeps it", func(_ *testing.T, f *fake, _ *Remover) { f.serf, f.sticky = "critical", true },
+		{"the catalog keeps it", func(_ *testing.T, f *fake, _ *Remover) { f.serf, f.sticky = "", true },
 			[]string{inCatalog}, []string{"and still has it", "and so lives"}},
 		{"the state of the agent can't be seen", func(_ *testing.T, f *fake, _ *Remover) {
 			f.serf = ""

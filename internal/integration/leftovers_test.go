@@ -1,0 +1,497 @@
+//go:build integration
+
+package integration
+
+import (
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/alisw/kiln/internal/lab"
+)
+
+// agentInterval is the time between two rounds of anti-entropy of these tests'
+// agents; a round takes twice that at most.
+const agentInterval = "2s"
+
+const movingConsul = `node_name = %q
+data_dir = "/var/lib/consul-%[1]s"
+bind_addr = %[2]q
+client_addr = %[3]q
+retry_join = ["10.66.0.2"]
+encrypt = %[4]q
+leave_on_terminate = false
+disable_update_check = true
+ae_interval = %[5]q
+ports {
+  dns = -1
+  grpc = -1
+  grpc_tls = -1
+}
+acl {
+  enabled = true
+  default_policy = "deny"
+  tokens {
+    agent = %[6]q
+  }
+}
+`
+
+const movingNomad = `name = %q
+region = "alice"
+data_dir = "/var/lib/nomad-%[1]s"
+bind_addr = %[2]q
+disable_update_check = true
+client {
+  enabled = true
+  servers = ["10.66.0.2:4647"]
+  network_interface = "lab0"
+  options {
+    "fingerprint.denylist" = "env_aws,env_gce,env_azure,env_digitalocean"
+    "driver.allowlist" = "raw_exec"
+  }
+}
+consul {
+  address = "%[3]s:8500"
+  token = %[4]q
+}
+acl {
+  enabled = true
+}
+`
+
+// movers are hosts whose Nomad, and maybe Consul, moves to another address. All
+// are processes in the network of one cluster.
+type movers struct {
+	*cluster
+	kiln    string
+	ssh     string // the folder of a program that stands for ssh, and what it was called with
+	agent02 string // the policy of the second host's Consul agent
+	// Where kiln is told that Consul and Nomad are, if not where they are.
+	consulAt, nomadAt string
+}
+
+// mover is one host.
+type mover struct {
+	name     string
+	before   string // address
+	after    string
+	loopback bool   // whether its Consul's API is on the loopback interface alone
+	token    string // of its Consul agent
+}
+
+var (
+	mover1 = mover{"build01", "10.66.0.11", "10.66.0.21", false, agentToken}
+	mover2 = mover{"build02", "10.66.0.12", "10.66.0.22", true, "4c2d7d4e-0000-4000-8000-000000000004"}
+	mover3 = mover{"build03", "10.66.0.13", "10.66.0.23", false, agentToken}
+)
+
+func (m *mover) api(address string) string {
+	if m.loopback {
+		return "127.0.0.1"
+	}
+	return address
+}
+
+const (
+	readToken  = "4c2d7d4e-0000-4000-8000-000000000005"
+	otherCount = 300
+)
+
+// TestLeftovers has hosts change their address, and finds and removes what they
+// leave in Consul: through the agent that has it, over HTTP and over a stand-in for
+// ssh, and in the catalog where the agent is dead.
+func TestLeftovers(t *testing.T) {
+	m := newMovers(t)
+	for _, step := range []struct {
+		name string
+		f    func(t *testing.T)
+	}{
+		{"three hosts join, and nothing is left over", m.join},
+		{"they move, and each leaves an entry", m.move},
+		{"exactly those are found among hundreds", m.find},
+		{"a token that sees nothing isn't taken for nothing left", m.blind},
+		{"a token that may only read is reported", m.readOnly},
+		{"deleted from the catalog alone, one comes back", m.comesBack},
+		{"without Nomad nothing is proven, and nothing changed", m.withoutNomad},
+		{"fixed through the agents, and in the catalog of a dead one", m.fix},
+	} {
+		if !t.Run(step.name, step.f) {
+			t.Fatalf("%s: what follows builds on it", step.name)
+		}
+	}
+}
+
+func newMovers(t *testing.T) *movers {
+	t.Helper()
+	var more []netip.Addr
+	for _, h := range []mover{mover1, mover2, mover3} {
+		more = append(more, netip.MustParseAddr(h.before), netip.MustParseAddr(h.after))
+	}
+	m := &movers{ssh: t.TempDir()}
+	build := make(chan error, 1)
+	m.kiln = filepath.Join(t.TempDir(), "kiln")
+	go func() {
+		cmd := exec.CommandContext(t.Context(), "go", "build", "-o", m.kiln, "./cmd/kiln")
+		cmd.Dir = repository(t)
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			err = fmt.Errorf("%w\n%s", err, out)
+		}
+		build <- err
+	}()
+	m.cluster = labCluster(t, lab.Config{Region: "alice", Secrets: clusterTokens, NomadACL: true, Names: []string{"server1.example.org"}})
+	if err := <-build; err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range more {
+		if _, err := m.space.Run(t.Context(), "ip address add "+a.String()+"/24 dev lab0"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// What ssh would have run on the host runs here: all hosts are here.
+	place(t, filepath.Join(m.ssh, "ssh"), `#!/bin/sh
+echo "$@" >>`+m.ssh+`/calls
+for last; do :; done
+exec sh -c "$last"
+`)
+	if err := os.Chmod(filepath.Join(m.ssh, "ssh"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	m.agent02 = m.policy(t, "agent02", mover2.token, `node_prefix "" { policy = "write" } service_prefix "" { policy = "read" }`)
+	m.policy(t, "reader", readToken, `node_prefix "" { policy = "read" } service_prefix "" { policy = "read" } agent_prefix "" { policy = "read" }`)
+	return m
+}
+
+// policy makes a token of Consul's that may do that, and gives its policy's ID.
+func (m *movers) policy(t *testing.T, name, token, rules string) string {
+	t.Helper()
+	var made struct{ ID string }
+	if err := m.Do(t.Context(), http.MethodPut, m.ConsulURL("/v1/acl/policy"), map[string]any{"Name": name, "Rules": rules}, &made); err != nil {
+		t.Fatal(err)
+	}
+	m.put(t, m.ConsulURL("/v1/acl/token"), map[string]any{"SecretID": token, "Policies": []any{map[string]any{"Name": name}}})
+	return made.ID
+}
+
+func (m *movers) put(t *testing.T, url string, body any) {
+	t.Helper()
+	if err := m.Do(t.Context(), http.MethodPut, url, body, nil); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// start starts a program, whose process is found in a file afterwards.
+func (m *movers) start(t *testing.T, program, config, host string) {
+	t.Helper()
+	file := "/run/" + program + "-" + host
+	if err := os.WriteFile(fmt.Sprintf("/proc/%d/root%s.hcl", m.space.PID(), file), []byte(config), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	flag := map[string]string{"consul": "-config-file", "nomad": "-config"}[program]
+	d, err := m.space.Start("sh", "-c", `echo $$ >"$0.pid" && exec "$@"`, file, hashicorp(t, program), "agent", flag+"="+file+".hcl")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("%s on %s said:\n%s", program, host, complaints(d.Log()))
+		}
+	})
+}
+
+func (m *movers) consul(t *testing.T, h mover, address string) {
+	t.Helper()
+	m.start(t, "consul", fmt.Sprintf(movingConsul, h.name, address, h.api(address), gossipKey, agentInterval, h.token), h.name)
+}
+
+func (m *movers) nomad(t *testing.T, h mover, address, consulAddress string) {
+	t.Helper()
+	m.start(t, "nomad", fmt.Sprintf(movingNomad, h.name, address, h.api(consulAddress), nomadToken), h.name)
+}
+
+// kill ends a program as a power failure would: nobody deregisters anything.
+func (m *movers) kill(t *testing.T, program, host string) {
+	t.Helper()
+	_, err := m.space.Run(t.Context(), fmt.Sprintf(`p=$(cat /run/%s-%s.pid); kill -9 $p; while kill -0 $p 2>/dev/null; do sleep 0.05; done`, program, host))
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// clients are the entries of a host's Nomad, by address.
+func (m *movers) clients(t *testing.T, host string) map[string]string {
+	t.Helper()
+	var list []struct{ Node, ServiceID, ServiceAddress string }
+	if m.get(m.ConsulURL("/v1/catalog/service/nomad-client"), &list) != nil {
+		return nil
+	}
+	found := map[string]string{}
+	for _, l := range list {
+		if l.Node == host && strings.HasPrefix(l.ServiceID, "_nomad-client-") {
+			found[l.ServiceAddress] = l.ServiceID
+		}
+	}
+	return found
+}
+
+// ready tells whether Nomad has the node ready at that address.
+func (m *movers) ready(t *testing.T, host, address string) bool {
+	t.Helper()
+	var nodes []struct{ Name, Address, Status string }
+	if m.get(m.NomadURL("/v1/nodes"), &nodes) != nil {
+		return false
+	}
+	return slices.ContainsFunc(nodes, func(n struct{ Name, Address, Status string }) bool {
+		return n.Name == host && n.Address == address && n.Status == "ready"
+	})
+}
+
+func (m *movers) join(t *testing.T) {
+	for _, h := range []mover{mover1, mover2, mover3} {
+		m.consul(t, h, h.before)
+		m.nomad(t, h, h.before, h.before)
+	}
+	for _, h := range []mover{mover1, mover2, mover3} {
+		eventually(t, h.name+" is in Nomad and Consul", func() bool { return m.ready(t, h.name, h.before) && len(m.clients(t, h.name)) == 1 })
+	}
+	m.others(t)
+	eventually(t, "all that isn't Nomad's is in the catalog", func() bool { return m.countOthers(t) == otherCount })
+	if _, out := m.leftovers(t, 0, management); len(out.Leftovers) > 0 || out.Entries != otherCount+3 {
+		t.Errorf("found %+v", out)
+	}
+}
+
+// others registers hundreds of entries under the same service's name, on the agent
+// of a host that moves and beside it, with that host's address: those of tasks, of
+// servers, and of nobody known.
+func (m *movers) others(t *testing.T) {
+	t.Helper()
+	for i := range otherCount {
+		id := fmt.Sprintf("%s%03d", []string{"_nomad-task-", "_nomad-server-", "client-"}[i%3], i)
+		meta := map[string]string{"external-source": "nomad"}
+		if i%2 == 0 {
+			m.put(t, "http://"+mover1.before+":8500/v1/agent/service/register", map[string]any{"ID": id, "Name": "nomad-client", "Address": mover1.before, "Port": 4646, "Meta": meta})
+			continue
+		}
+		m.put(t, m.ConsulURL("/v1/catalog/register"), map[string]any{"Node": fmt.Sprintf("ext%03d", i), "Address": mover1.before,
+			"Service": map[string]any{"ID": id, "Service": "nomad-client", "Address": mover1.before, "Port": 4646, "Meta": meta}})
+	}
+}
+
+func (m *movers) countOthers(t *testing.T) (n int) {
+	t.Helper()
+	var list []struct{ ServiceID string }
+	if m.get(m.ConsulURL("/v1/catalog/service/nomad-client"), &list) != nil {
+		return 0
+	}
+	for _, l := range list {
+		if !strings.HasPrefix(l.ServiceID, "_nomad-client-") {
+			n++
+		}
+	}
+	return n
+}
+
+func (m *movers) move(t *testing.T) {
+	for _, h := range []mover{mover1, mover2, mover3} {
+		m.kill(t, "nomad", h.name)
+	}
+	// The first moves as a whole, of the others only Nomad.
+	m.kill(t, "consul", mover1.name)
+	m.consul(t, mover1, mover1.after)
+	m.nomad(t, mover1, mover1.after, mover1.after)
+	m.nomad(t, mover2, mover2.after, mover2.before)
+	m.nomad(t, mover3, mover3.after, mover3.before)
+	for _, h := range []mover{mover1, mover2, mover3} {
+		eventually(t, h.name+" is ready at its new address, and has left an entry", func() bool {
+			c := m.clients(t, h.name)
+			return m.ready(t, h.name, h.after) && len(c) == 2 && c[h.before] != "" && c[h.after] != ""
+		})
+	}
+}
+
+// leftoversOut is what kiln consul leftovers --json prints.
+type leftoversOut struct {
+	Entries   int
+	Problem   string
+	Watched   float64 `json:"watched_seconds"`
+	Leftovers []struct {
+		Node, ID, Address, Verdict, Why, How, Error string
+		Removed                                     bool
+		Notes                                       []string
+	}
+}
+
+// leftovers runs kiln in the cluster's network, with a token for Consul.
+func (m *movers) leftovers(t *testing.T, status int, token string, args ...string) (said string, out leftoversOut) {
+	t.Helper()
+	argv := append([]string{m.kiln, "consul", "leftovers", "--json"}, args...)
+	cmd := m.space.Command(t.Context(), argv...)
+	cmd.Env = append(slices.Clone(cmd.Env), "PATH="+m.ssh+":/usr/sbin:/usr/bin:/sbin:/bin", "CONSUL_HTTP_ADDR="+cmp.Or(m.consulAt, m.ConsulURL("")), "CONSUL_HTTP_TOKEN="+token,
+		"NOMAD_ADDR="+cmp.Or(m.nomadAt, m.NomadURL("")), "NOMAD_TOKEN="+management, "NOMAD_REGION=alice")
+	var stdout, stderr strings.Builder
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	err := cmd.Run()
+	if cmd.ProcessState == nil || cmd.ProcessState.ExitCode() != status {
+		t.Fatalf("%v, want exit status %d:\n%s%s", err, status, &stdout, &stderr)
+	}
+	if stdout.Len() > 0 {
+		if err := json.Unmarshal([]byte(stdout.String()), &out); err != nil {
+			t.Fatalf("%v: %s", err, &stdout)
+		}
+	}
+	if all := stdout.String() + stderr.String(); token != "" && strings.Contains(all, token) {
+		t.Errorf("the token is shown: %s", all)
+	}
+	return stderr.String(), out
+}
+
+func (m *movers) find(t *testing.T) {
+	_, out := m.leftovers(t, 1, management)
+	if len(out.Leftovers) != 3 || out.Problem != "" {
+		t.Fatalf("found %+v", out)
+	}
+	for i, h := range []mover{mover1, mover2, mover3} {
+		l := out.Leftovers[i]
+		if l.Node != h.name || l.ID != m.clients(t, h.name)[h.before] || l.Address != h.before+":4646" || l.Verdict != "stale" || !strings.Contains(l.Why, "is ready at "+h.after+":4646") {
+			t.Errorf("%s: %+v", h.name, l)
+		}
+	}
+}
+
+func (m *movers) blind(t *testing.T) {
+	// The server has a token of its own for those who show none; a client has not.
+	m.consulAt = "http://" + mover1.after + ":8500"
+	_, out := m.leftovers(t, 2, "")
+	m.consulAt = ""
+	if !strings.Contains(out.Problem, "has no service nomad-client, while Nomad has ready nodes") {
+		t.Errorf("got %+v", out)
+	}
+	// A token that Consul knows, and that sees a part.
+	const some = "4c2d7d4e-0000-4000-8000-000000000006"
+	m.policy(t, "some", some, `node "`+mover1.name+`" { policy = "read" } service_prefix "" { policy = "read" }`)
+	_, out = m.leftovers(t, 2, some)
+	if len(out.Leftovers) != 1 || !strings.Contains(out.Problem, "its token may not see all") {
+		t.Errorf("got %+v", out)
+	}
+	said, _ := m.leftovers(t, 2, "4c2d7d4e-0000-4000-8000-00000000000f")
+	if !strings.Contains(said, "403") || !strings.Contains(said, "CONSUL_HTTP_TOKEN") {
+		t.Errorf("an unknown token: %s", said)
+	}
+}
+
+func (m *movers) readOnly(t *testing.T) {
+	_, out := m.leftovers(t, 1, readToken, "--fix", "--yes", "--wait", "0")
+	if len(out.Leftovers) != 3 {
+		t.Fatalf("found %+v", out)
+	}
+	for _, l := range out.Leftovers {
+		if l.Removed || !strings.Contains(l.Error, "403") || !strings.Contains(l.Error, `it needs service "nomad-client" { policy = "write" }`) {
+			t.Errorf("got %+v", l)
+		}
+	}
+	for _, h := range []mover{mover1, mover2, mover3} {
+		if len(m.clients(t, h.name)) != 2 {
+			t.Errorf("%s has %v", h.name, m.clients(t, h.name))
+		}
+	}
+}
+
+// comesBack is why the catalog isn't where an entry is removed whose agent lives.
+func (m *movers) comesBack(t *testing.T) {
+	id := m.clients(t, mover1.name)[mover1.before]
+	created := func() (index uint64) {
+		var list []struct {
+			ServiceID   string
+			CreateIndex uint64
+		}
+		if m.get(m.ConsulURL("/v1/catalog/service/nomad-client"), &list) != nil {
+			return 0
+		}
+		for _, l := range list {
+			if l.ServiceID == id {
+				index = l.CreateIndex
+			}
+		}
+		return index
+	}
+	before := created()
+	m.put(t, m.ConsulURL("/v1/catalog/deregister"), map[string]string{"Node": mover1.name, "ServiceID": id})
+	eventually(t, "its agent has registered it again", func() bool { return created() > before })
+}
+
+func (m *movers) fix(t *testing.T) {
+	m.kill(t, "consul", mover3.name)
+	eventually(t, "Consul has seen that the agent is dead", func() bool {
+		var checks []struct{ CheckID, Status string }
+		return m.get(m.ConsulURL("/v1/health/node/"+mover3.name), &checks) == nil && slices.ContainsFunc(checks, func(c struct{ CheckID, Status string }) bool {
+			return c.CheckID == "serfHealth" && c.Status == "critical"
+		})
+	})
+	// The agent of the second can't delete any more, and says so in its log alone.
+	m.put(t, m.ConsulURL("/v1/acl/policy/"+m.agent02), map[string]any{"Name": "agent02", "Rules": `node_prefix "" { policy = "read" } service_prefix "" { policy = "read" }`})
+	_, out := m.leftovers(t, 0, management, "--fix", "--yes", "--wait", "6s")
+	if len(out.Leftovers) != 3 || out.Watched < 4 {
+		t.Fatalf("found %+v", out)
+	}
+	for i, want := range []struct {
+		host      mover
+		how, note string
+	}{
+		{mover1, "the agent at http://10.66.0.21:8500", ""},
+		{mover2, "the agent at 127.0.0.1:8500 on build02, over ssh, then the catalog", "the agent's own token (acl.tokens.agent) lacks"},
+		{mover3, "the catalog", "the Consul agent of build03 is gone"},
+	} {
+		l := out.Leftovers[i]
+		if l.Node != want.host.name || !l.Removed || l.Error != "" || l.How != want.how || !strings.Contains(strings.Join(l.Notes, "\n"), want.note) {
+			t.Errorf("%s: %+v", want.host.name, l)
+		}
+		if c := m.clients(t, want.host.name); len(c) != 1 || c[want.host.after] == "" {
+			t.Errorf("%s has the entries %v", want.host.name, c)
+		}
+	}
+	if n := m.countOthers(t); n != otherCount {
+		t.Errorf("of %d other entries %d are left", otherCount, n)
+	}
+	m.checkSSH(t)
+	if _, out := m.leftovers(t, 0, management); len(out.Leftovers) > 0 {
+		t.Errorf("a second look finds %+v", out)
+	}
+}
+
+// checkSSH holds what ssh was called with against what it may be.
+func (m *movers) checkSSH(t *testing.T) {
+	t.Helper()
+	calls, err := os.ReadFile(filepath.Join(m.ssh, "calls"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for call := range strings.Lines(string(calls)) {
+		if !strings.Contains(call, " -- "+mover2.name+" ") || strings.Contains(call, management) || strings.Contains(call, readToken) {
+			t.Errorf("called ssh %s", call)
+		}
+	}
+}
+
+func (m *movers) withoutNomad(t *testing.T) {
+	m.nomadAt = "http://10.66.0.1:4646"
+	defer func() { m.nomadAt = "" }()
+	said, out := m.leftovers(t, 2, management, "--fix", "--yes")
+	if len(out.Leftovers) != 6 || !strings.Contains(said, "nothing is proven: asking Nomad at http://10.66.0.1:4646") {
+		t.Errorf("%s: %+v", said, out)
+	}
+	for _, l := range out.Leftovers {
+		if l.Verdict != "cannot prove" || l.Removed || len(m.clients(t, l.Node)) != 2 {
+			t.Errorf("got %+v", l)
+		}
+	}
+}
