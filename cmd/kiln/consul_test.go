@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -23,6 +24,9 @@ type movedHost struct {
 	refused  bool
 	returns  bool
 	calm     bool // nothing is left over
+	// onRemoved, where set, is called once it is seen that the entry is gone.
+	onRemoved func()
+	looks     int
 }
 
 const leftID = "_nomad-client-old"
@@ -44,11 +48,19 @@ func (m *movedHost) consul(w http.ResponseWriter, req *http.Request) {
 		if m.removed && m.returns {
 			m.removed = false
 		}
+		if m.removed && m.onRemoved != nil {
+			// The first to look is who reads back; the next one watches.
+			if m.looks++; m.looks > 1 {
+				m.onRemoved()
+			}
+		}
 		fmt.Fprintf(w, "[%s]", strings.Join(entries, ","))
 	case "GET /v1/catalog/nodes":
 		fmt.Fprint(w, `[{"Node":"h"}]`)
 	case "GET /v1/health/node/h":
 		fmt.Fprint(w, `[{"CheckID":"serfHealth","Status":"passing"}]`)
+	case "GET /v1/status/leader":
+		fmt.Fprint(w, `"192.0.2.2:8300"`)
 	case "GET /v1/agent/self":
 		fmt.Fprint(w, `{"Config":{"NodeName":"h"}}`)
 	case "GET /v1/agent/service/" + leftID:
@@ -151,6 +163,17 @@ func (m *movedHost) call(t *testing.T, args string) (status int, out, said strin
 	t.Setenv("CONSUL_HTTP_ADDR", consul.URL)
 	t.Setenv("CONSUL_HTTP_TOKEN", "secret-token")
 	t.Setenv("NOMAD_ADDR", nomad.URL)
+	// Whoever runs the tests isn't to be asked.
+	nobody, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := os.Stdin
+	os.Stdin = nobody
+	defer func() {
+		os.Stdin = before
+		nobody.Close()
+	}()
 	var stdout, stderr bytes.Buffer
 	status = call(append([]string{"consul", "leftovers"}, strings.Fields(args)...), &ui.UI{Out: &stdout, Err: &stderr})
 	if strings.Contains(stdout.String()+stderr.String(), "secret-token") {

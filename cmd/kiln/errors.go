@@ -29,7 +29,8 @@ const exitStatusHelp = `kiln ends with one of these exit statuses:
 
 Warnings don't change the status, unless kiln check --strict asks for it. As
 diff(1) does, kiln diff ends with 1 if the images differ, and with 2 if anything
-is in the way of comparing them.`
+is in the way of comparing them. kiln consul leftovers ends with 1 if anything is
+left over, or may be, and with 2 if anything is in the way of finding that out.`
 
 // failure is an error of a verb that was understood. Any other error of the
 // command line's is about how kiln was called.
