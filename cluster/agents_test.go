@@ -1,8 +1,15 @@
 package cluster
 
 import (
+	"encoding/pem"
 	"errors"
+	"io"
+	"log"
 	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -40,6 +47,33 @@ func TestConsulAddresses(t *testing.T) {
 	for _, f := range []func() (*Consul, error){server, agent("h", "192.0.2.2", 0)} {
 		if _, err := f(); err == nil || !strings.Contains(err.Error(), "CONSUL_…") {
 			t.Errorf("got %v", err)
+		}
+	}
+}
+
+// TestConsulAgentName: an agent is spoken to at an address, and has a certificate for
+// the node's name.
+func TestConsulAgentName(t *testing.T) {
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(`"192.0.2.2:8300"`)) }))
+	server.Config.ErrorLog = log.New(io.Discard, "", 0)
+	server.StartTLS() // its certificate is for example.com, and for 127.0.0.1
+	defer server.Close()
+	ca := filepath.Join(t.TempDir(), "ca.pem")
+	block := &pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw}
+	if err := os.WriteFile(ca, pem.EncodeToMemory(block), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("CONSUL_HTTP_ADDR", "https://consul.example.org")
+	t.Setenv("CONSUL_CACERT", ca)
+	at := netip.MustParseAddrPort(server.Listener.Addr().String())
+	for name, want := range map[string]string{"example.com": "", "example.org": "certificate is for another name"} {
+		c, err := NewConsulAgent(name, at.Addr().String(), int(at.Port()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = c.Status().Leader()
+		if err = Explain(ServiceConsul, c.Address, err); want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+			t.Errorf("as %s: %v", name, err)
 		}
 	}
 }

@@ -183,6 +183,6 @@ func (s *Source) Blind(state *State) error {
 	if len(state.Entries) > 0 || !slices.ContainsFunc(state.Nodes, func(n Node) bool { return n.Status == statusReady }) {
 		return nil
 	}
-	return fmt.Errorf("Consul at %s has no service %s, while Nomad has ready nodes: either %w; or the nodes register themselves by another name (client_service_name): give that",
-		s.Consul.Address, strings.Join(s.services(), " or "), ErrHidden)
+	return fmt.Errorf("there is no service %s, while Nomad has ready nodes: either %w; or the nodes register themselves by another name (client_service_name): give that with --service",
+		strings.Join(s.services(), " or "), ErrHidden)
 }

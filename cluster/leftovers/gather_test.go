@@ -186,7 +186,7 @@ func TestBlind(t *testing.T) {
 	if state, err = s.Gather(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	wants(t, s.Blind(state), "has no service nomad-client", "ready nodes", "CONSUL_HTTP_TOKEN", "client_service_name")
+	wants(t, s.Blind(state), "there is no service nomad-client", "ready nodes", "CONSUL_HTTP_TOKEN", "client_service_name")
 	state.Nodes[0].Status = "down"
 	if err := s.Blind(state); err != nil {
 		t.Errorf("an empty cluster: %v", err)

@@ -150,7 +150,7 @@ func (r *Remover) inCatalog(ctx context.Context, o *Outcome) error {
 	}
 	gone, err := r.awaitGone(ctx, o, r.poll())
 	if err == nil && !gone {
-		err = fmt.Errorf("Consul at %s said that it removed it from the catalog, and still has it: its agent registered it again, and so lives", r.Source.Consul.Address)
+		err = fmt.Errorf("it was removed from the catalog, and is there again: an agent of %s lives, and registered it", o.Node)
 	}
 	return err
 }

@@ -131,7 +131,7 @@ func TestRemoveFails(t *testing.T) {
 			f.answer[onAgent] = func(http.ResponseWriter, *http.Request) {}
 		}, []string{onAgent}, []string{"still lists it", "a Nomad that advertises 192.0.2.11:4646"}},
 		{"the catalog keeps it", func(_ *testing.T, f *fake, _ *Remover) { f.serf, f.sticky = "", true },
-			[]string{inCatalog}, []string{"and still has it", "and so lives"}},
+			[]string{inCatalog}, []string{"and is there again: an agent of h lives"}},
 		{"the state of the agent can't be seen", func(_ *testing.T, f *fake, _ *Remover) {
 			f.serf = ""
 			f.answer["GET /v1/health/node/h"] = func(w http.ResponseWriter, _ *http.Request) {

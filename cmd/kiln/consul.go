@@ -122,7 +122,11 @@ func runLeftovers(ctx context.Context, o *leftoversOptions, u *ui.UI) error {
 		return &troubleError{err}
 	}
 	if !o.fix || len(r.stale()) == 0 {
-		return r.end(r.show())
+		err := r.show()
+		if !o.fix && !o.json && len(r.stale()) > 0 {
+			u.Notef("nothing was changed: kiln consul leftovers --fix removes what is stale")
+		}
+		return r.end(err)
 	}
 	if err := r.confirm(ctx); err != nil {
 		return err

@@ -116,7 +116,7 @@ func TestConsulLeftovers(t *testing.T) {
 			"NODE  ADDRESS          SERVICE ID         VERDICT       WHY\n",
 			"h     192.0.2.11:4646  _nomad-client-old  stale         Nomad's node h is ready at 192.0.2.12:4646, and Consul's node has an entry for that, too\n",
 			"i     192.0.2.21:4646  _nomad-client-i    cannot prove  Nomad has no node i\n",
-		}, nil, false},
+		}, []string{"nothing was changed: kiln consul leftovers --fix removes what is stale\n"}, false},
 		{"nothing", func(m *movedHost) { m.calm = true }, "", exitOK, []string{"of 1 entry of Nomad clients in Consul, none is left over\n"}, nil, false},
 		{"nothing to fix", func(m *movedHost) { m.calm = true }, "--fix", exitOK, []string{"none is left over"}, nil, false},
 		{"no Nomad", func(m *movedHost) { m.noNomad = true }, "", exitUsage, []string{"cannot prove", "Nomad can't be asked"}, []string{"nothing is proven: asking Nomad", "403", "NOMAD_TOKEN"}, false},

@@ -375,7 +375,7 @@ func (m *movers) blind(t *testing.T) {
 	m.consulAt = "http://" + mover1.after + ":8500"
 	_, out := m.leftovers(t, 2, "")
 	m.consulAt = ""
-	if !strings.Contains(out.Problem, "has no service nomad-client, while Nomad has ready nodes") {
+	if !strings.Contains(out.Problem, "there is no service nomad-client, while Nomad has ready nodes") {
 		t.Errorf("got %+v", out)
 	}
 	// A token that Consul knows, and that sees a part.
