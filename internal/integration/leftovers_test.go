@@ -271,15 +271,16 @@ func (m *movers) join(t *testing.T) {
 	}
 }
 
-// others registers hundreds of entries under the same service's name, on the agent
-// of a host that moves and beside it, with that host's address: those of tasks, of
-// servers, and of nobody known.
+// others registers hundreds of entries under the same service's name, with the
+// address of a host that moves: those of servers, and of nobody known, on its own
+// agent; those of tasks, which Nomad would reap there, on nodes without one.
 func (m *movers) others(t *testing.T) {
 	t.Helper()
+	meta := map[string]string{"external-source": "nomad"}
 	for i := range otherCount {
-		id := fmt.Sprintf("%s%03d", []string{"_nomad-task-", "_nomad-server-", "client-"}[i%3], i)
-		meta := map[string]string{"external-source": "nomad"}
-		if i%2 == 0 {
+		kind := []string{"_nomad-task-", "_nomad-server-", "client-"}[i%3]
+		id := fmt.Sprintf("%s%03d", kind, i)
+		if kind != "_nomad-task-" {
 			m.put(t, "http://"+mover1.before+":8500/v1/agent/service/register", map[string]any{"ID": id, "Name": "nomad-client", "Address": mover1.before, "Port": 4646, "Meta": meta})
 			continue
 		}
