@@ -18,10 +18,6 @@ import (
 	"github.com/alisw/kiln/internal/lab"
 )
 
-// agentInterval is the time between two rounds of anti-entropy of these tests'
-// agents; a round takes twice that at most.
-const agentInterval = "2s"
-
 const movingConsul = `node_name = %q
 data_dir = "/var/lib/consul-%[1]s"
 bind_addr = %[2]q
@@ -30,7 +26,6 @@ retry_join = ["10.66.0.2"]
 encrypt = %[4]q
 leave_on_terminate = true
 disable_update_check = true
-ae_interval = %[5]q
 ports {
   dns = -1
   grpc = -1
@@ -40,7 +35,7 @@ acl {
   enabled = true
   default_policy = "deny"
   tokens {
-    agent = %[6]q
+    agent = %[5]q
   }
 }
 `
@@ -210,7 +205,7 @@ func (m *movers) start(t *testing.T, program, config, host string) {
 
 func (m *movers) consul(t *testing.T, h mover, address string) {
 	t.Helper()
-	m.start(t, "consul", fmt.Sprintf(movingConsul, h.name, address, h.api(address), gossipKey, agentInterval, h.token), h.name)
+	m.start(t, "consul", fmt.Sprintf(movingConsul, h.name, address, h.api(address), gossipKey, h.token), h.name)
 }
 
 func (m *movers) nomad(t *testing.T, h mover, address, consulAddress string) {
@@ -429,7 +424,27 @@ func (m *movers) comesBack(t *testing.T) {
 	}
 	before := created()
 	m.put(t, m.ConsulURL("/v1/catalog/deregister"), map[string]string{"Node": mover1.name, "ServiceID": id})
+	m.synchronise(t, mover1)
 	eventually(t, "its agent has registered it again", func() bool { return created() > before })
+}
+
+// synchronise has a host's Consul agent tell the servers all that it knows, as it
+// does every minute or two: it does so when it starts, too. That it has is seen by an
+// entry of the agent's that the catalog lacks meanwhile.
+func (m *movers) synchronise(t *testing.T, h mover) {
+	t.Helper()
+	const marker = "_nomad-server-001"
+	there := func() bool {
+		var list []struct{ ServiceID string }
+		return m.get(m.ConsulURL("/v1/catalog/service/nomad-client"), &list) == nil && slices.ContainsFunc(list, func(l struct{ ServiceID string }) bool { return l.ServiceID == marker })
+	}
+	m.kill(t, "KILL", "consul", h.name)
+	m.put(t, m.ConsulURL("/v1/catalog/deregister"), map[string]string{"Node": h.name, "ServiceID": marker})
+	if there() {
+		t.Fatalf("%s has no entry %s of its own", h.name, marker)
+	}
+	m.consul(t, h, h.after)
+	eventually(t, h.name+" has told all that it knows", there)
 }
 
 func (m *movers) fix(t *testing.T) {
@@ -442,8 +457,8 @@ func (m *movers) fix(t *testing.T) {
 	})
 	// The agent of the second can't delete any more, and says so in its log alone.
 	m.put(t, m.ConsulURL("/v1/acl/policy/"+m.agent02), map[string]any{"Name": "agent02", "Rules": `node_prefix "" { policy = "read" } service_prefix "" { policy = "read" }`})
-	_, out := m.leftovers(t, 0, management, "--fix", "--yes", "--wait", "6s")
-	if len(out.Leftovers) != 3 || out.Watched < 4 {
+	_, out := m.leftovers(t, 0, management, "--fix", "--yes", "--wait", "3s")
+	if len(out.Leftovers) != 3 || out.Watched < 3 {
 		t.Fatalf("found %+v", out)
 	}
 	for i, want := range []struct {
@@ -466,6 +481,7 @@ func (m *movers) fix(t *testing.T) {
 		t.Errorf("of %d other entries %d are left", otherCount, n)
 	}
 	m.checkSSH(t)
+	m.synchronise(t, mover1)
 	if _, out := m.leftovers(t, 0, management); len(out.Leftovers) > 0 {
 		t.Errorf("a second look finds %+v", out)
 	}
