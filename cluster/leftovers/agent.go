@@ -3,6 +3,7 @@ package leftovers
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -67,12 +68,17 @@ func (a *agent) ask(ctx context.Context, ask func(*consul.QueryOptions) error) e
 	return ask(new(consul.QueryOptions).WithContext(ctx))
 }
 
+// explain says what an error means. The way out of one of the network isn't another
+// CONSUL_HTTP_ADDR, since the agent's address is the catalog's.
 func (a *agent) explain(err error, rule string) error {
-	if a.host != nil && cluster.StatusOf(err) == 0 {
-		// It is ssh's, which has said what it has to.
-		return fmt.Errorf("asking Consul at %s: %w", a.Address, unwrapURL(err))
+	_, distrusted := errors.AsType[*tls.CertificateVerificationError](err)
+	switch {
+	case cluster.StatusOf(err) != 0 || distrusted:
+		return explain(a.Consul, err, rule)
+	case a.host == nil && errors.Is(err, context.DeadlineExceeded):
+		return fmt.Errorf("asking Consul at %s: it took too long to answer: %w", a.Address, unwrapURL(err))
 	}
-	return explain(a.Consul, err, rule)
+	return fmt.Errorf("asking Consul at %s: %w", a.Address, unwrapURL(err))
 }
 
 // unwrapURL takes away what net/http says of the request: its address isn't one

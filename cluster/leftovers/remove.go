@@ -49,7 +49,7 @@ type Outcome struct {
 // serfHealth is the check that a Consul agent's life is, as the others see it.
 const serfHealth = "serfHealth"
 
-// Remove removes a stale entry: on the agent that registered it, or, where that is
+// Remove removes an entry that was found to be stale, and still is: on the agent that registered it, or, where that is
 // gone or doesn't have it, in the catalog. Then it reads back that it is gone.
 func (r *Remover) Remove(ctx context.Context, f Finding) *Outcome {
 	o := &Outcome{Finding: f}
@@ -57,9 +57,34 @@ func (r *Remover) Remove(ctx context.Context, f Finding) *Outcome {
 		o.Err = fmt.Errorf("%s on %s isn't proven to be left over, and stays", f.ID, f.Node)
 		return o
 	}
-	o.Err = r.remove(ctx, o)
+	if o.Err = r.still(ctx, &f); o.Err == nil {
+		o.Err = r.remove(ctx, o)
+	}
 	o.Removed = o.Err == nil
 	return o
+}
+
+// still makes sure that the entry is stale now: who found it may have waited for
+// an answer, or for the removal of others.
+func (r *Remover) still(ctx context.Context, f *Finding) error {
+	state, err := r.Source.Gather(ctx)
+	if err != nil {
+		return err
+	}
+	if state.Nomad != nil {
+		return fmt.Errorf("it isn't proven any more to be left over: %w", state.Nomad)
+	}
+	now := Judge(state)
+	i := slices.IndexFunc(now, func(n Finding) bool { return n.key() == f.key() })
+	switch {
+	case i < 0:
+		return errors.New("it isn't left over any more: it is gone, or in order")
+	case now[i].Verdict != Stale:
+		return fmt.Errorf("it isn't proven any more to be left over: %s", now[i].Why)
+	case now[i].Endpoint() != f.Endpoint():
+		return fmt.Errorf("it is another entry by now, for %s", now[i].Endpoint())
+	}
+	return nil
 }
 
 func (r *Remover) remove(ctx context.Context, o *Outcome) error {

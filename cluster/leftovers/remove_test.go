@@ -44,7 +44,7 @@ func TestRemove(t *testing.T) {
 	}{
 		{"its agent lives", func(*fake) {}, []string{onAgent}, "the agent at http://127.0.0.1:", nil},
 		{"its agent doesn't list it", func(f *fake) { f.agent = []Entry{now} }, []string{inCatalog}, "the catalog", []string{"the agent of h doesn't list it"}},
-		{"its agent is gone", func(f *fake) { f.serf = "critical"; f.own.Close() }, []string{inCatalog}, "the catalog", []string{"the Consul agent of h is gone, as the others see it, and isn't reached", "nobody answers there", "if it comes back with its old data_dir"}},
+		{"its agent is gone", func(f *fake) { f.serf = "critical"; f.own.Close() }, []string{inCatalog}, "the catalog", []string{"the Consul agent of h is gone, as the others see it, and isn't reached", "connection refused", "if it comes back with its old data_dir"}},
 		{"the others take its agent for dead", func(f *fake) { f.serf = "critical" }, []string{onAgent}, "the agent at http://127.0.0.1:", nil},
 		{"another cluster has the address of its agent, which is gone", func(f *fake) { f.serf, f.leads = "critical", "192.0.2.99:8300" }, []string{inCatalog}, "the catalog",
 			[]string{"isn't of this cluster: its leader is \"192.0.2.99:8300\", not 192.0.2.2:8300"}},
@@ -90,6 +90,18 @@ func TestRemoveFails(t *testing.T) {
 		asked []string
 		want  []string
 	}{
+		{"it is gone meanwhile", func(_ *testing.T, f *fake, _ *Remover) { f.catalog = f.catalog[1:] },
+			nil, []string{"it isn't left over any more"}},
+		{"the host has moved back meanwhile", func(_ *testing.T, f *fake, _ *Remover) { f.nodes[0].HTTPAddr = "192.0.2.11:4646" },
+			nil, []string{"it isn't left over any more"}},
+		{"the host is down meanwhile", func(_ *testing.T, f *fake, _ *Remover) { f.nodes[0].Status = "down" },
+			nil, []string{"it isn't proven any more", "is down"}},
+		{"its ID is another entry's meanwhile", func(_ *testing.T, f *fake, _ *Remover) { f.catalog[0].Port = 5646 },
+			nil, []string{"another entry by now, for 192.0.2.11:5646"}},
+		{"Nomad is gone meanwhile", func(_ *testing.T, f *fake, _ *Remover) { f.nomad.Close() },
+			nil, []string{"it isn't proven any more", "asking Nomad", "nobody answers there"}},
+		{"Consul is gone meanwhile", func(_ *testing.T, f *fake, _ *Remover) { f.consul.Close() },
+			nil, []string{"asking Consul", "nobody answers there", "CONSUL_HTTP_ADDR"}},
 		{"a token that may not see the entry", func(_ *testing.T, f *fake, _ *Remover) { f.answer[getEntry] = fails(403, "Permission denied") },
 			nil, []string{"403", "CONSUL_HTTP_TOKEN", `service "nomad-client" { policy = "write" }`}},
 		{"the same, of an agent that the others take for dead", func(_ *testing.T, f *fake, _ *Remover) {
@@ -116,7 +128,7 @@ func TestRemoveFails(t *testing.T) {
 		{"a service of the ID, but elsewhere", func(_ *testing.T, f *fake, _ *Remover) { f.agent[0].Port = 1 },
 			nil, []string{"lists _nomad-client-192.0.2.11-4646 for 192.0.2.11:1, and not for 192.0.2.11:4646"}},
 		{"the agent isn't reached", func(_ *testing.T, f *fake, _ *Remover) { f.own.Close() },
-			nil, []string{"deregistered on the agent of h", "nobody answers there"}},
+			nil, []string{"deregistered on the agent of h", "connection refused"}},
 		{"the agent is slow", func(t *testing.T, f *fake, r *Remover) {
 			r.Source.Timeout = 100 * time.Millisecond
 			slow := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, req *http.Request) { <-req.Context().Done() }))
@@ -143,7 +155,10 @@ func TestRemoveFails(t *testing.T) {
 		{"the state of the agent isn't told", func(_ *testing.T, f *fake, _ *Remover) { f.answer["GET /v1/health/node/h"] = fails(500, "rpc error") },
 			nil, []string{"500"}},
 		{"it can't be read back", func(_ *testing.T, f *fake, _ *Remover) {
-			f.answer["GET /v1/catalog/service/nomad-client"] = fails(500, "No cluster leader")
+			f.answer[onAgent] = func(w http.ResponseWriter, req *http.Request) {
+				f.agentServer().ServeHTTP(w, req)
+				f.answer["GET /v1/catalog/service/nomad-client"] = fails(500, "No cluster leader")
+			}
 		}, []string{onAgent}, []string{"it was deregistered, but whether that worked can't be seen", "No cluster leader"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -297,9 +312,13 @@ func TestRoute(t *testing.T) {
 	if o := r.Remove(t.Context(), finding); o.Err != nil || len(seen) == 0 || !strings.Contains(o.How, "over ssh") {
 		t.Errorf("ssh: %+v, and %q", o, seen)
 	}
-	finding.Node = "-oProxyCommand=x"
-	o := r.Remove(t.Context(), finding)
-	wants(t, o.Err, "192.0.2.1:", "isn't asked: the token would go through the network in clear text", `"-oProxyCommand=x" can't be the name of a host`)
+	_, err := r.overHTTP(&Outcome{Finding: finding})
+	wants(t, err, "192.0.2.1:", "isn't asked: the token would go through the network in clear text")
+	for _, name := range []string{"-oProxyCommand=x", "root@h", "h;x", "ssh://h", ""} {
+		finding.Node = name
+		_, err := r.overSSH(&Outcome{Finding: finding})
+		wants(t, err, "can't be the name of a host for ssh")
+	}
 }
 
 func TestExposes(t *testing.T) {

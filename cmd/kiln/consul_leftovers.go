@@ -26,6 +26,7 @@ type leftoversReport struct {
 
 	state    *leftovers.State
 	found    []leftovers.Finding
+	agreed   func(leftovers.Finding) bool // what may be removed; nil is all that is stale
 	outcomes []*leftovers.Outcome
 	watched  time.Duration
 }
@@ -65,9 +66,9 @@ func (r *leftoversReport) confirm(ctx context.Context) error {
 	if err := r.look(ctx); err != nil {
 		return &troubleError{err}
 	}
-	r.found = slices.DeleteFunc(r.found, func(f leftovers.Finding) bool {
-		return f.Verdict == leftovers.Stale && !slices.ContainsFunc(before, func(b leftovers.Finding) bool { return b.Node == f.Node && b.ID == f.ID })
-	})
+	r.agreed = func(f leftovers.Finding) bool {
+		return slices.ContainsFunc(before, func(b leftovers.Finding) bool { return b.Node == f.Node && b.ID == f.ID })
+	}
 	return nil
 }
 
@@ -85,8 +86,12 @@ func (r *leftoversReport) fix(ctx context.Context) error {
 		Via: leftovers.Via(r.options.via), Port: r.options.port,
 		SSH: &remote.Dialer{User: r.options.sshUser, Config: r.options.sshConfig},
 	}}
-	p := r.ui.Progress("removed %d of " + fmt.Sprint(len(r.stale())))
-	for _, f := range r.stale() {
+	stale := r.stale()
+	if r.agreed != nil {
+		stale = slices.DeleteFunc(stale, func(f leftovers.Finding) bool { return !r.agreed(f) })
+	}
+	p := r.ui.Progress("removed %d of " + fmt.Sprint(len(stale)))
+	for _, f := range stale {
 		if ctx.Err() != nil {
 			break
 		}
@@ -268,7 +273,7 @@ func (r *leftoversReport) resultOf(f leftovers.Finding, watching error) (result,
 		}
 		return "NOT removed", o.How
 	}
-	return "NOT removed: not begun", "-"
+	return "NOT removed: left for another call", "-"
 }
 
 // printTable prints rows under a head.

@@ -97,6 +97,24 @@ func TestConsulLeftoversAsks(t *testing.T) {
 	}
 }
 
+// TestConsulLeftoversFoundLater: what is found only after the question isn't removed,
+// and not forgotten.
+func TestConsulLeftoversFoundLater(t *testing.T) {
+	person := terminal(t)
+	m := &movedHost{}
+	status, out, said := m.asked(t, t.Context(), func() {
+		m.mu.Lock()
+		m.more = true
+		m.mu.Unlock()
+		if _, err := person.WriteString("y\n"); err != nil {
+			t.Error(err)
+		}
+	})
+	if !m.removed || status != exitFailed || !strings.Contains(out, "_nomad-client-third  NOT removed: left for another call") {
+		t.Errorf("removed: %t; exit status %d; %s%s", m.removed, status, out, said)
+	}
+}
+
 // TestConsulLeftoversInterrupted: ^C at the question changes nothing, and ends at
 // once.
 func TestConsulLeftoversInterrupted(t *testing.T) {

@@ -27,6 +27,7 @@ type movedHost struct {
 	// onRemoved, where set, is called once it is seen that the entry is gone.
 	onRemoved func()
 	looks     int
+	more      bool // another entry is left over
 }
 
 const leftID = "_nomad-client-old"
@@ -44,6 +45,9 @@ func (m *movedHost) consul(w http.ResponseWriter, req *http.Request) {
 		}
 		if !m.removed && !m.calm {
 			entries = append(entries, m.entry("h", leftID, "192.0.2.11"))
+		}
+		if m.more {
+			entries = append(entries, m.entry("h", "_nomad-client-third", "192.0.2.13"))
 		}
 		if m.removed && m.returns {
 			m.removed = false
