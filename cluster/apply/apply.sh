@@ -19,7 +19,8 @@ complain() {
 # lock keeps every other apply away until this one ends.
 lock() {
 	exec 9>/run/kiln-apply/lock
-	flock -n 9 || complain "another apply is at work on this host: $(cat /run/kiln-apply/holder 2>/dev/null || :)"
+	# Whoever only looks holds it for a moment.
+	flock -w 3 9 || complain "another apply is at work on this host: $(cat /run/kiln-apply/holder 2>/dev/null || :)"
 	echo "$1, since $(date -u +%H:%M:%S) UTC" >/run/kiln-apply/holder
 	# What runs that were killed have left.
 	for other in /run/kiln-apply/[0-9]*; do

@@ -37,6 +37,11 @@ type Change struct {
 	does    []action // what has to follow
 }
 
+// Format prints what people may see, whatever the verb: the content isn't.
+func (c Change) Format(f fmt.State, _ rune) {
+	_, _ = fmt.Fprintf(f, "%s %s: %s", c.Kind, c.Name, c.What)
+}
+
 // Changes are all that a run would do on one host.
 type Changes struct {
 	Host  string   `json:"host"`

@@ -281,4 +281,26 @@ func TestAccessControlLists(t *testing.T) {
 	}
 }
 
+// However it's printed, a secret shows nowhere.
+func TestNothingShowsASecret(t *testing.T) {
+	w := testWant(t)
+	s := as(t, w)
+	s.files["/etc/web/token"].content = []byte("old " + canary)
+	c, err := Plan(w, s, Options{})
+	if err != nil || len(c.List) != 1 || !strings.Contains(string(c.List[0].content), canary) {
+		t.Fatalf("got %v, %v", c, err)
+	}
+	numbers := strings.Trim(fmt.Sprint([]byte(canary)), "[]")
+	for _, v := range []any{s, *s, c, *c, c.List, c.List[0], &c.List[0], w, *w} {
+		for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%d"} {
+			text := fmt.Sprintf(verb, v)
+			for _, form := range []string{canary, numbers, fmt.Sprintf("%x", canary), fmt.Sprintf("%#v", []byte(canary))} {
+				if strings.Contains(text, form) {
+					t.Errorf("%s of a %T shows it", verb, v)
+				}
+			}
+		}
+	}
+}
+
 type resolver struct{}

@@ -23,7 +23,7 @@ import (
 )
 
 // sshPackages are what the tree of a host that is reached over ssh is made of.
-const sshPackages = "acl,dbus,iproute2,openssh-server,procps,sudo,systemd,systemd-sysv"
+const sshPackages = "acl,dbus,iproute2,netplan.io,openssh-server,procps,sudo,systemd,systemd-sysv"
 
 // sshHost is a host with systemd and sshd in a container. Its network is its
 // space's, whose loopback it listens on.

@@ -15,7 +15,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -66,7 +65,6 @@ func (h *sshHost) program(t *testing.T, kiln string, second *apply.Want, after s
 	for name, kill := range map[string]func(*os.Process) error{
 		"killed":      func(p *os.Process) error { return p.Kill() },
 		"interrupted": func(p *os.Process) error { return p.Signal(os.Interrupt) },
-		"terminated":  func(p *os.Process) error { return p.Signal(syscall.SIGTERM) },
 	} {
 		t.Run(name, func(t *testing.T) { h.killed(t, kiln, site, after, kill) })
 	}
@@ -97,6 +95,7 @@ func (h *sshHost) program(t *testing.T, kiln string, second *apply.Want, after s
 		}
 	})
 	t.Run("a step fails", func(t *testing.T) { h.fails(t, kiln, site, after) })
+	t.Run("network", func(t *testing.T) { h.network(t, second) })
 	t.Run("who may", func(t *testing.T) { h.who(t, second) })
 }
 
@@ -165,6 +164,31 @@ func (h *sshHost) fails(t *testing.T, kiln, site, after string) {
 	if got := h.snapshot(t); got != after {
 		t.Errorf("it isn't what an undisturbed run makes:\n%s", difference(after, got))
 	}
+}
+
+// network is written if netplan takes it, and left alone otherwise.
+func (h *sshHost) network(t *testing.T, second *apply.Want) {
+	h.apply(t, second)
+	h.sh(t, "printf 'network:\n  version: 2\n  ethernets: {lan9: {addresses: [192.0.2.1/24]}}\n' >/etc/netplan/50-cloud-init.yaml")
+	conn := h.dial(t)
+	defer conn.Close()
+	w := *second
+	w.Network = []byte("version: 2\nethernets:\n  lan9:\n    addresses: [not an address]\n")
+	c := h.changes(t, conn, &w)
+	if err := c.Run(t.Context(), conn, nil, func(string, bool) {}); err == nil || !strings.Contains(err.Error(), "netplan doesn't take the network of the plan") {
+		t.Errorf("got %v", err)
+	}
+	if got := h.sh(t, "cat /etc/netplan/50-cloud-init.yaml"); !strings.Contains(got, "192.0.2.1/24") {
+		t.Errorf("what netplan doesn't take was written: %s", got)
+	}
+	w.Network = []byte("version: 2\nethernets:\n  lan9:\n    addresses: [192.0.2.2/24]\n")
+	if c = h.apply(t, &w); len(c.List) != 1 || len(c.Units) != 0 || !strings.Contains(c.List[0].Diff, "+      addresses: [192.0.2.2/24]") {
+		t.Errorf("got %+v", c)
+	}
+	if c = h.apply(t, &w); !c.Nothing() {
+		t.Errorf("a second run isn't nothing: %+v", c)
+	}
+	h.sh(t, "netplan get network.ethernets.lan9.addresses | grep -q 192.0.2.2 && rm /etc/netplan/50-cloud-init.yaml")
 }
 
 // who logs in as somebody else, and as one who may not.
