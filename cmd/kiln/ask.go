@@ -74,19 +74,25 @@ func answer(ctx context.Context, read func() (string, error)) (string, error) {
 }
 
 // errNobodyToAsk is what confirm gives where nobody sits there.
-var errNobodyToAsk = errors.New("there is nobody to ask whether it shall be done: look at what it would do, then say --yes")
+var errNobodyToAsk = usagef("there is no terminal to ask on whether it shall be done: look at what it would do, then say --yes")
 
 // confirm asks a question at the terminal that standard input is, and tells
 // whether the answer is yes.
 func confirm(ctx context.Context, u *ui.UI, question string) (bool, error) {
-	if !term.IsTerminal(int(os.Stdin.Fd())) {
+	in := os.Stdin
+	if !term.IsTerminal(int(in.Fd())) {
 		return false, errNobodyToAsk
 	}
-	_, _ = fmt.Fprintf(u.Err, "%s [yes/no] ", question)
-	line, err := answer(ctx, func() (string, error) { return bufio.NewReader(os.Stdin).ReadString('\n') })
+	if u.Err != nil {
+		_, _ = fmt.Fprintf(u.Err, "%s [y/N] ", question)
+	}
+	line, err := answer(ctx, func() (string, error) { return bufio.NewReader(in).ReadString('\n') })
 	if errors.Is(err, io.EOF) {
 		err = nil // ^D is no yes
 	}
+	if err != nil {
+		return false, fmt.Errorf("reading the answer: %w", err)
+	}
 	said := strings.ToLower(strings.TrimSpace(line))
-	return said == "yes" || said == "y", err
+	return said == "yes" || said == "y", nil
 }

@@ -5,13 +5,10 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"os"
 	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
-
-	"golang.org/x/term"
 
 	"github.com/alisw/kiln/cluster/leftovers"
 	"github.com/alisw/kiln/cluster/remote"
@@ -55,7 +52,7 @@ func (r *leftoversReport) confirm(ctx context.Context) error {
 		return err
 	}
 	n := len(before)
-	yes, err := askYes(ctx, r.ui, fmt.Sprintf("Remove the %s that %s proven to be left over?", counted(n, "entry", "entries"), isAre(n)))
+	yes, err := confirm(ctx, r.ui, fmt.Sprintf("Remove the %s that %s proven to be left over?", counted(n, "entry", "entries"), isAre(n)))
 	if err != nil {
 		return err
 	}
@@ -315,33 +312,4 @@ func isAre(n int) string {
 		return "is"
 	}
 	return "are"
-}
-
-// askYes asks on the terminal. Only y and yes are a yes.
-func askYes(ctx context.Context, u *ui.UI, question string) (bool, error) {
-	if !term.IsTerminal(int(os.Stdin.Fd())) {
-		return false, usagef("there is no terminal to ask on: look at what would be removed, then say --yes")
-	}
-	if u.Err != nil {
-		_, _ = fmt.Fprintf(u.Err, "%s [y/N] ", question)
-	}
-	type answer struct {
-		line string
-		err  error
-	}
-	answered := make(chan answer, 1)
-	go func() {
-		line, err := bufio.NewReader(os.Stdin).ReadString('\n')
-		answered <- answer{line, err}
-	}()
-	select {
-	case <-ctx.Done():
-		return false, context.Cause(ctx)
-	case a := <-answered:
-		if a.err != nil && a.err != io.EOF {
-			return false, fmt.Errorf("reading the answer: %w", a.err)
-		}
-		word := strings.ToLower(strings.TrimSpace(a.line))
-		return word == "y" || word == "yes", nil
-	}
 }

@@ -186,7 +186,7 @@ func TestVaultSettings(t *testing.T) {
 func (s *vaultSite) fromNothing(t *testing.T) {
 	paths := s.written(t, func() {
 		s.says(t, 1, "vault plan", "warning: tokens can live for 100 years", "32d (2764800s) → 36525d (3155760000s)", "+ token role nomad-server", "2 to create, 1 to change, 0 as the site wants it")
-		s.says(t, 1, "vault apply", "there is nobody to ask")
+		s.says(t, 2, "vault apply", "there is no terminal to ask on")
 	})
 	if len(paths) > 0 {
 		t.Errorf("a plan has written to %q", paths)
@@ -461,7 +461,7 @@ func (s *vaultSite) terminal(t *testing.T) {
 		typed, want string
 		orphan      bool
 	}{{"no\n", "nothing was changed, since the answer wasn't yes\r\nstatus 1", false}, {"\x03", "interrupted", false}, {"yes\n", "done: token role nomad\r\nstatus 0", true}} {
-		got := onTerminal(t, s.dir, env, "to that? [yes/no] ", c.typed, false)
+		got := onTerminal(t, s.dir, env, "to that? [y/N] ", c.typed, false)
 		if !strings.Contains(got, c.want) || s.get(t, "auth/token/roles/nomad")["orphan"] != c.orphan {
 			t.Errorf("%q is answered with\n%s", c.typed, got)
 		}
