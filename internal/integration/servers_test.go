@@ -299,7 +299,6 @@ func (f *founding) vault(t *testing.T) {
 			t.Errorf("server%d isn't among Vault's servers:\n%s", n, out)
 		}
 	}
-	eventually(t, "all three have a vote", func() bool { return strings.Count(f.desk.run(t, "vault operator raft list-peers"), " true") == 3 })
 	eventually(t, "Consul knows all of them as Vault", func() bool { return len(f.catalog(t, "vault")) == 3 })
 	eventually(t, "they are found by name, on each server", func() bool {
 		out, _ := f.servers[2].try(t, "getent ahostsv4 vault.service.consul")
@@ -374,6 +373,8 @@ func (f *founding) renewal(t *testing.T) {
 }
 
 func (f *founding) restart(t *testing.T) {
+	// They get it once they have been steady for a while.
+	eventually(t, "all three have a vote", func() bool { return strings.Count(f.desk.run(t, "vault operator raft list-peers"), " true") == 3 })
 	sealed := func() bool {
 		var status struct{ Initialized, Sealed bool }
 		return !f.ask(8200, 2, "", "/v1/sys/seal-status", &status) || !status.Initialized || status.Sealed

@@ -46,7 +46,7 @@ func TestServersTakeTheirFiles(t *testing.T) {
 		{"token roles", "1.9.7", tlsBlock, "advertise: 192.0.2.21", true, map[string]string{"nomad.d/nomad.hcl": `create_from_role = "nomad"`}, nil},
 		{"no TLS", "1.10.5", "", "advertise: 192.0.2.21", true, map[string]string{"vault.d/vault.hcl": "tls_disable = true"}, map[string]string{"consul.d/consul.hcl": "tls {", "nomad.d/nomad.hcl": "ca_file", "vault.d/vault.hcl": "https://server"}},
 		{"IPv6", "1.10.5", tlsBlock, `advertise: "2001:db8::21"`, false, map[string]string{"vault.d/vault.hcl": `"[2001:db8::21]:8201"`, "consul.d/consul.hcl": `dns = "127.0.0.1 2001:db8::21"`}, nil},
-		{"an address chosen on the host", "1.10.5", tlsBlock, "advertise: {network: 127.0.0.0/8}", false, map[string]string{"vault.d/vault.hcl": `{{ GetAllInterfaces`}, nil},
+		{"an address chosen on the host", "1.10.5", tlsBlock, "advertise: {network: 127.0.0.0/8}\n  vars: {bind_addr: 0.0.0.0}", false, map[string]string{"vault.d/vault.hcl": `"https://{{ GetAllInterfaces`}, nil},
 		{"all addresses", "1.10.5", tlsBlock, "advertise: 192.0.2.21\n  vars: {bind_addr: 0.0.0.0, bootstrap_expect: 5}", false,
 			map[string]string{"consul.d/consul.hcl": `dns = "0.0.0.0"`, "nomad.d/nomad.hcl": "bootstrap_expect = 5"}, nil},
 	} {
