@@ -168,6 +168,7 @@ func (f *founding) wait(t *testing.T) {
 				if c.deliver(t, p) != 0 {
 					t.Fatalf("kiln-host: %s", c.journal(t, "kiln-host"))
 				}
+				eventually(t, "nothing is still to be started", func() bool { return strings.Contains(c.sh(t, "systemctl list-jobs"), "No jobs") })
 				for _, unit := range []string{"consul", "nomad", "vault"} {
 					eventually(t, unit+" was skipped", func() bool {
 						return c.sh(t, "systemctl show --property ConditionResult --property ActiveState --value "+unit) == "inactive\nno\n"
