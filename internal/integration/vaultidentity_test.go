@@ -191,9 +191,9 @@ func (s *vaultSite) identityDrifted(t *testing.T, nomad *issuer) {
 }
 
 // nomadAgent is a real Nomad, server and client in one, whose tasks log in at Vault.
-func nomadAgent(t *testing.T, s *vaultSite) *nomad.Client {
+func nomadAgent(t *testing.T, s *vaultSite, path string) *nomad.Client {
 	t.Helper()
-	path, dir := hashicorp(t, "nomad"), t.TempDir()
+	dir := t.TempDir()
 	var ports [3]int
 	for i := range ports {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -262,13 +262,14 @@ vault {
 // has made it a place, and reads its secret.
 func TestVaultTaskOfNomad(t *testing.T) {
 	needRoot(t)
+	path := hashicorp(t, "nomad") // before HOME is another
 	s := newVaultSite(t)
 	s.unseal(t)
 	if err := s.root.Sys().Mount("kv", &api.MountInput{Type: "kv", Options: map[string]string{"version": "2"}}); err != nil {
 		t.Fatal(err)
 	}
 	s.keep(t, "reader")
-	agent := nomadAgent(t, s)
+	agent := nomadAgent(t, s, path)
 	write(t, filepath.Join(s.dir, "nomad-workloads.hcl"), workloadPolicy)
 	write(t, filepath.Join(s.dir, "site.yaml"), "servers: {nomad: 1.10.5}\nvault:"+fmt.Sprintf(identitySettings, agent.Address()+"/.well-known/jwks.json"))
 	eventually(t, "Nomad has keys", func() bool {
