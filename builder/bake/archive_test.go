@@ -77,6 +77,22 @@ func TestPackagesAreFetchedOnce(t *testing.T) {
 	if err := verify(t.Context(), c.path(list[0], ".deb"), list[0]); err != nil {
 		t.Error(err)
 	}
+	// So is what a full disk or a power cut has left only a part of its description of.
+	whole, err := os.ReadFile(c.path(list[1], ".control"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, part := range []int{0, 5, len(whole) / 2, len(whole) - 1} {
+		if err := os.WriteFile(c.path(list[1], ".control"), whole[:part], 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.fetch(t.Context(), list, uris, nobody); err != nil {
+			t.Error(err)
+		}
+		if got, err := os.ReadFile(c.path(list[1], ".control")); err != nil || string(got) != string(whole) {
+			t.Errorf("%d bytes of it were there, and now it's %q, %v", part, got, err)
+		}
+	}
 	dir := t.TempDir()
 	if err := c.repository(t.Context(), dir, "bookworm", list); err != nil {
 		t.Fatal(err)

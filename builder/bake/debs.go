@@ -49,6 +49,21 @@ func (c *packageCache) has(p images.LockedPackage) bool {
 	return true
 }
 
+// describes tells whether the package's control file in the cache is one, and whole:
+// a full disk or a power cut may have left a part of one.
+func (c *packageCache) describes(p images.LockedPackage) bool {
+	control, err := os.ReadFile(c.path(p, ".control"))
+	if err != nil || !bytes.HasSuffix(control, []byte("\n")) {
+		return false
+	}
+	for field, value := range map[string]string{"Package": p.Name, "Version": p.Version, "Architecture": p.Architecture} {
+		if !bytes.Contains(append([]byte("\n"), control...), []byte("\n"+field+": "+value+"\n")) {
+			return false
+		}
+	}
+	return true
+}
+
 // missing are those packages that the cache doesn't have as they are in the lock.
 // What was altered there is taken out.
 func (c *packageCache) missing(ctx context.Context, list []images.LockedPackage) ([]images.LockedPackage, error) {
@@ -57,7 +72,7 @@ func (c *packageCache) missing(ctx context.Context, list []images.LockedPackage)
 	group.SetLimit(runtime.GOMAXPROCS(0))
 	for i, p := range list {
 		group.Go(func() error {
-			if sound[i] = c.has(p) && verify(ctx, c.path(p, ".deb"), p) == nil; sound[i] {
+			if sound[i] = c.describes(p) && verify(ctx, c.path(p, ".deb"), p) == nil; sound[i] {
 				return nil
 			}
 			if ctx.Err() != nil {
@@ -187,9 +202,18 @@ func (c *packageCache) put(ctx context.Context, file string, p images.LockedPack
 		return fmt.Errorf("the package %s: %w", &p, err)
 	}
 	text := strings.TrimSuffix(file, ".deb") + ".control"
-	return errors.Join(
-		noSpace(c.dir, os.WriteFile(text, control, 0o644)),
-		os.Rename(text, c.path(p, ".control")), os.Chmod(file, 0o644), os.Rename(file, c.path(p, ".deb")))
+	// One after the other: what could be written only in part isn't to get its name.
+	for _, step := range []func() error{
+		func() error { return noSpace(c.dir, os.WriteFile(text, control, 0o644)) },
+		func() error { return os.Chmod(file, 0o644) },
+		func() error { return os.Rename(text, c.path(p, ".control")) },
+		func() error { return os.Rename(file, c.path(p, ".deb")) },
+	} {
+		if err := step(); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // verify compares a file with the hash of the package that it should be.
