@@ -1,6 +1,7 @@
 package bake
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -36,20 +37,24 @@ func overlaid(lower, dir string, do func(root string) error) error {
 	}, do)
 }
 
-// unflushed calls do with a folder that shows what is in lower, and whose files
-// nobody can have written to the disk: fsync(2) does nothing there.
-func unflushed(lower, dir string, do func(root string) error) error {
-	empty := filepath.Join(dir, "empty")
-	for _, d := range []string{dir, empty} {
+// unflushed calls do with another name of a folder, under which fsync(2) does
+// nothing. mke2fs and e2fsck flush the file that they work on, the one that is only
+// read, too, which takes longer than all else that is done for a changed file. What
+// of a step's result isn't on the disk when the power is cut is made again.
+func unflushed(dir string, do func(quick string) error) error {
+	beside := dir + ".unflushed"
+	empty, work := filepath.Join(beside, "empty"), filepath.Join(beside, "work")
+	for _, d := range []string{beside, empty, work} {
 		if err := os.Mkdir(d, 0o755); err != nil {
 			return err
 		}
 	}
-	// With nothing on top, and so nothing to flush. It takes two to be below.
-	return mounted(dir, overlay{
-		links:   map[string]string{"lower": lower, "empty": empty},
-		options: []string{"lowerdir=%[1]s/lower:%[1]s/empty"},
+	const parts = "lowerdir=%[1]s/empty,upperdir=%[1]s/up,workdir=%[1]s/work"
+	err := mounted(beside, overlay{
+		links:   map[string]string{"empty": empty, "up": dir, "work": work},
+		options: []string{parts + ",volatile", parts},
 	}, do)
+	return errors.Join(err, os.RemoveAll(beside))
 }
 
 // mounted mounts the overlay at dir/root, in a thread of its own.
@@ -116,11 +121,11 @@ func (o overlay) mount(root string) error {
 			return nil
 		}
 	}
-	lower := o.links["lower"]
+	what := cmp.Or(o.links["lower"], o.links["up"])
 	if userns.Mapped() && errors.Is(err, unix.EPERM) {
-		return fmt.Errorf("laying an overlay over %s: %w: kernels before 5.11 let only root do that: run it as root (sudo kiln build …)", lower, err)
+		return fmt.Errorf("laying an overlay over %s: %w: kernels before 5.11 let only root do that: run it as root (sudo kiln build …)", what, err)
 	}
-	return fmt.Errorf("laying an overlay over %s: %w: the cache has to be on a file system that overlayfs can write to (ext4, xfs, btrfs, tmpfs): name a folder on one in KILN_CACHE", lower, err)
+	return fmt.Errorf("laying an overlay over %s: %w: the cache has to be on a file system that overlayfs can write to (ext4, xfs, btrfs, tmpfs): name a folder on one in KILN_CACHE", what, err)
 }
 
 // like gives a folder another one's owner and mode.

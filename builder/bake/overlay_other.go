@@ -8,6 +8,6 @@ var errNotLinux = errors.New("images are built on Linux")
 
 func overlaid(string, string, func(root string) error) error { return errNotLinux }
 
-func unflushed(string, string, func(root string) error) error { return errNotLinux }
+func unflushed(string, func(quick string) error) error { return errNotLinux }
 
 func flush(string) error { return nil }

@@ -89,7 +89,10 @@ func (b *builder) baseDiskStep(made *parts) Step {
 		Run: func(ctx context.Context, dir string) error {
 			tree, root, to := filepath.Join(made.base.Dir, "tree"), filepath.Join(dir, "root.ext4"), filepath.Join(dir, baseRaw)
 			clock := time.Unix(b.epoch, 0).UTC()
-			if err := disk.Root(ctx, tree, root, disk.RootOptions{IDs: b.ids, Label: "root", Time: clock, Free: free, Runner: b.run}); err != nil {
+			err := unflushed(dir, func(quick string) error {
+				return disk.Root(ctx, tree, filepath.Join(quick, filepath.Base(root)), disk.RootOptions{IDs: b.ids, Label: "root", Time: clock, Free: free, Runner: b.run})
+			})
+			if err != nil {
 				return err
 			}
 			info, err := os.Stat(root)
@@ -156,12 +159,9 @@ func (b *builder) diskStep(base Result, made *parts) Step {
 	}
 }
 
-// fsck has e2fsck look at the disk in dir. It begins by flushing the file that it's
-// only to read, which takes longer than all else that is done for a changed file.
+// fsck has e2fsck look at the disk in dir.
 func (b *builder) fsck(ctx context.Context, dir string) error {
-	overlay := dir + ".fsck"
-	err := unflushed(dir, overlay, func(root string) error { return disk.Check(ctx, b.run, filepath.Join(root, rawName)) })
-	return errors.Join(err, os.RemoveAll(overlay))
+	return unflushed(dir, func(quick string) error { return disk.Check(ctx, b.run, filepath.Join(quick, rawName)) })
 }
 
 // copySparse copies a file with its holes.
