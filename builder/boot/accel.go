@@ -23,6 +23,14 @@ const (
 	AccelTCG  Accel = "tcg" // in software, about ten times slower
 )
 
+// how is what QEMU is told of the acceleration, and the processor that fits it.
+func (a Accel) how() (accel, cpu string) {
+	if a == AccelTCG {
+		return "tcg,thread=multi", "max"
+	}
+	return "kvm", "host"
+}
+
 // probeTime is how long the smallest guest may take. With KVM it takes a tenth
 // of a second, on a busy machine perhaps one.
 const probeTime = 5 * time.Second
@@ -76,9 +84,17 @@ func newProber(r run.Runner) prober {
 // verdict is what was found out. It holds until the machine restarts.
 type verdict struct {
 	BootID string `json:"boot"`
+	Probe  int    `json:"probe"` // which probe has found it out
 	Works  bool   `json:"works"`
 	Why    string `json:"why,omitempty"` // it doesn't
 }
+
+// probeNumber goes up with each change of what is tried.
+const probeNumber = 2
+
+// probeTimes is how often the smallest guest has to come to its end with KVM: below
+// another hypervisor, one of several may, and all others hang.
+const probeTimes = 3
 
 // choose is the acceleration to use, and why it isn't KVM where that was looked
 // for.
@@ -103,10 +119,11 @@ func (p prober) choose(ctx context.Context, want Accel) (Accel, string, error) {
 	boot := p.boot()
 	v, known := p.known(boot)
 	if !known {
-		if v, err = p.try(ctx, AccelKVM); err != nil {
-			return "", "", err
+		for n := 0; n < probeTimes && (n == 0 || v.Works); n++ {
+			if v, err = p.try(ctx, AccelKVM); err != nil {
+				return "", "", err
+			}
 		}
-		v.BootID = boot
 		p.keep(v)
 	}
 	if v.Works {
@@ -126,7 +143,7 @@ func (p prober) boot() string {
 func (p prober) known(boot string) (verdict, bool) {
 	var v verdict
 	b, err := os.ReadFile(p.cache)
-	if err != nil || json.Unmarshal(b, &v) != nil || boot == "" || v.BootID != boot {
+	if err != nil || json.Unmarshal(b, &v) != nil || boot == "" || v.BootID != boot || v.Probe != probeNumber {
 		return verdict{}, false
 	}
 	return v, true
@@ -135,6 +152,7 @@ func (p prober) known(boot string) (verdict, bool) {
 // keep stores a verdict. That it can't be costs the next boot a second, no
 // more.
 func (p prober) keep(v verdict) {
+	v.BootID, v.Probe = p.boot(), probeNumber
 	if p.cache == "" || v.BootID == "" || os.MkdirAll(filepath.Dir(p.cache), 0o755) != nil {
 		return
 	}
@@ -179,8 +197,9 @@ func (p prober) try(ctx context.Context, accel Accel) (verdict, error) {
 	}
 	limited, cancel := context.WithTimeout(ctx, p.limit)
 	defer cancel()
+	how, cpu := accel.how()
 	err = p.run.Run(limited, run.Command{Name: qemuProgram, Install: qemuInstall, Grace: time.Second, Args: []string{
-		"-no-user-config", "-nodefaults", "-display", "none", "-machine", "pc", "-accel", string(accel), "-m", "32",
+		"-no-user-config", "-nodefaults", "-display", "none", "-machine", "pc", "-accel", how, "-cpu", cpu, "-smp", "2", "-m", "32",
 		"-drive", "if=ide,format=raw,file=" + option(disk),
 		"-device", fmt.Sprintf("isa-debug-exit,iobase=%#x,iosize=4", probePort),
 	}})

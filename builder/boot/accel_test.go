@@ -33,7 +33,7 @@ func tried(t *testing.T, script string) (p prober, runs *int) {
 			if c.Name != qemuProgram || !strings.Contains(c.String(), "-accel kvm") {
 				t.Errorf("%s was run", c)
 			}
-			return run.Command{Name: "sh", Args: []string{"-c", script}, Grace: -1}.Output(ctx)
+			return run.Command{Name: "sh", Args: []string{"-c", script, filepath.Join(dir, "ran")}, Grace: -1}.Output(ctx)
 		},
 	}
 	write(t, p.device, "")
@@ -70,15 +70,28 @@ func TestProbe(t *testing.T) {
 					t.Errorf("got %s, %q, %v", got, why, err)
 				}
 			}
-			if *runs != 1 {
-				t.Errorf("it was tried %d times, want once", *runs)
+			want := 1
+			if tt.want == AccelKVM {
+				want = probeTimes
+			}
+			if *runs != want {
+				t.Errorf("it was tried %d times, want %d", *runs, want)
 			}
 			// After the next start of the machine, all may be different.
 			write(t, p.bootID, "boot-2\n")
-			if _, _, err := p.choose(t.Context(), ""); err != nil || *runs != 2 {
-				t.Errorf("tried %d times after a restart, want 2; %v", *runs, err)
+			if _, _, err := p.choose(t.Context(), ""); err != nil || *runs != 2*want {
+				t.Errorf("tried %d times after a restart, want %d; %v", *runs, 2*want, err)
 			}
 		})
+	}
+}
+
+// TestProbeThatWorksOnce: one guest of several isn't enough.
+func TestProbeThatWorksOnce(t *testing.T) {
+	p, runs := tried(t, `[ ! -e "$0" ] || exit 1; : >"$0"; exit 33`)
+	got, why, err := p.choose(t.Context(), AccelAuto)
+	if err != nil || got != AccelTCG || !strings.Contains(why, "a guest doesn't start") || *runs != 2 {
+		t.Errorf("got %s, %q, %v after %d tries", got, why, err, *runs)
 	}
 }
 
@@ -122,13 +135,13 @@ func TestProbeKeepsNoVerdictOfAnInterruption(t *testing.T) {
 }
 
 func TestProbeWithACacheThatIsNone(t *testing.T) {
-	for _, text := range []string{"", "{", `{"boot": "boot-0", "works": false}`, `{"boot": "", "works": false}`} {
+	for _, text := range []string{"", "{", `{"boot": "boot-0", "works": false}`, `{"boot": "", "works": false}`, `{"boot": "boot-1", "works": false}`} {
 		p, runs := tried(t, "exit 33")
 		if err := os.MkdirAll(filepath.Dir(p.cache), 0o755); err != nil {
 			t.Fatal(err)
 		}
 		write(t, p.cache, text)
-		if got, _, err := p.choose(t.Context(), AccelAuto); err != nil || got != AccelKVM || *runs != 1 {
+		if got, _, err := p.choose(t.Context(), AccelAuto); err != nil || got != AccelKVM || *runs != probeTimes {
 			t.Errorf("%q: got %s, %v after %d tries", text, got, err, *runs)
 		}
 	}

@@ -205,25 +205,54 @@ func (m *Machine) Start(ctx context.Context) (*Running, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
-	accel, why, err := newProber(m.Run).choose(ctx, m.Accel)
+	r, err := m.boot(ctx, firmware, newProber(m.Run))
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
-	if why != "" && m.Note != nil {
-		m.Note("the guest runs in software, which is slow: " + why)
+	return r, nil
+}
+
+// boot boots the machine with the acceleration that is wanted, or the best one that
+// works.
+func (m *Machine) boot(ctx context.Context, firmware pair, p prober) (*Running, error) {
+	accel, why, err := p.choose(ctx, m.Accel)
+	if err != nil {
+		return nil, err
 	}
+	note := func(why string) {
+		if why != "" && m.Note != nil {
+			m.Note("the guest runs in software, which is slow: " + why)
+		}
+	}
+	note(why)
+	r, err := m.start(ctx, firmware, accel)
+	if err == nil || accel != AccelKVM || m.Accel == AccelKVM || ctx.Err() != nil {
+		return r, err
+	}
+	// Was it KVM? The smallest guest has less that can be missing.
+	soft, otherwise := m.start(ctx, firmware, AccelTCG)
+	if otherwise != nil {
+		return nil, err
+	}
+	why = fmt.Sprintf("it didn't start with KVM: %v", err)
+	p.keep(verdict{Why: why})
+	note(why)
+	return soft, nil
+}
+
+// start boots the machine with an acceleration.
+func (m *Machine) start(ctx context.Context, firmware pair, accel Accel) (*Running, error) {
 	r, err := newRunning(ctx, m.Console, m.Line)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", name, err)
+		return nil, err
 	}
 	files, err := m.prepare(r.ctx, r.dir, firmware)
 	if err != nil {
 		r.abandon()
-		return nil, fmt.Errorf("%s: %w", name, err)
+		return nil, err
 	}
-	command := m.command(files, accel)
-	if err := r.startMachine(command); err != nil {
-		return nil, fmt.Errorf("%s: %w", name, err)
+	if err := r.startMachine(m.command(files, accel)); err != nil {
+		return nil, err
 	}
 	return r, nil
 }
@@ -382,13 +411,11 @@ func (m *Machine) board(accel Accel) []string {
 			cpus = 1
 		}
 	}
-	machine, cpu, how := "q35,graphics=off", "host", "kvm"
+	machine := "q35,graphics=off"
 	if m.firmware() == SecureBoot {
 		machine += ",smm=on"
 	}
-	if accel == AccelTCG {
-		cpu, how = "max", "tcg,thread=multi"
-	}
+	how, cpu := accel.how()
 	return []string{
 		"-machine", machine, "-accel", how, "-cpu", cpu,
 		"-m", fmt.Sprint(memory), "-smp", fmt.Sprint(cpus),

@@ -181,3 +181,44 @@ func TestStartThatIsInterrupted(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// TestMachineThatDoesNotStartWithKVM: where KVM was found to work and QEMU refuses it
+// after all, the machine runs in software, and so do later ones at once.
+func TestMachineThatDoesNotStartWithKVM(t *testing.T) {
+	const emulator = `#!/usr/bin/env python3
+import json, socket, sys
+if "kvm" in sys.argv:
+    sys.exit("failed to set MSR 0x10a")
+path = [a for a in sys.argv if a.startswith("socket,id=monitor")][0].split("path=")[1].split(",")[0]
+s = socket.socket(socket.AF_UNIX)
+s.connect(path)
+s.sendall(b'{"QMP": {}}')
+while s.recv(4096):
+    s.sendall(b'{"return": {}}')
+`
+	p, runs := tried(t, "exit 33")
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, qemuProgram), []byte(emulator), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	write(t, filepath.Join(dir, "disk"), "")
+	var notes []string
+	m := &Machine{Disk: filepath.Join(dir, "disk"), Firmware: BIOS, NoSeed: true, Note: func(s string) { notes = append(notes, s) }}
+	for n := range 2 {
+		ctx, cancel := context.WithCancel(t.Context())
+		r, err := m.boot(ctx, pair{}, p)
+		cancel()
+		if err != nil {
+			t.Fatal(err)
+		}
+		<-r.done
+		if len(notes) != n+1 || !strings.Contains(notes[n], "it didn't start with KVM") || !strings.Contains(notes[n], "MSR 0x10a") || *runs != probeTimes {
+			t.Errorf("notes %q, %d tries", notes, *runs)
+		}
+	}
+	m.Accel = AccelKVM
+	if _, err := m.boot(t.Context(), pair{}, p); err == nil || !strings.Contains(err.Error(), "MSR 0x10a") {
+		t.Errorf("with KVM and nothing else it says %v", err)
+	}
+}
