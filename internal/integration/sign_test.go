@@ -209,7 +209,8 @@ func onTerminal(t *testing.T, dir string, env []string, prompt, text string, uns
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "script", "-qec", "sh call", "/dev/null")
+	// exec: a shell between the two (dash's, where SHELL isn't set) would die of the ^C.
+	cmd := exec.CommandContext(ctx, "script", "-qec", "exec sh call", "/dev/null")
 	cmd.Dir, cmd.Env = dir, env
 	in, err := cmd.StdinPipe()
 	if err != nil {
