@@ -28,7 +28,7 @@ const bootPackages = diskPackages + ",ca-certificates,cloud-init,dbus,e2fsprogs,
 // The time that a guest has: software emulation on a busy machine is slow.
 const (
 	treeTime    = 90 * time.Second
-	machineTime = 8 * time.Minute
+	machineTime = 15 * time.Minute
 )
 
 // bootSeed is a seed with that user-data.
