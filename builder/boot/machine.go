@@ -61,6 +61,9 @@ type Machine struct {
 	// firmware and boot loader. Then Firmware has to be BIOS.
 	Kernel, Initrd, Arguments string
 
+	// Netboot has the firmware try its first network interface before its disk.
+	Netboot bool
+
 	Firmware Firmware // empty is UEFI
 	Memory   int      // in MiB; 0 is 2048
 	CPUs     int      // 0 is 2, or 1 where Secure Boot's firmware runs in software
@@ -143,6 +146,9 @@ func (m *Machine) check() error {
 	}
 	if m.Kernel != "" && m.Firmware != BIOS {
 		bad("a kernel can only be started at once with the firmware %s", BIOS)
+	}
+	if m.Netboot && (m.Kernel != "" || m.NoNetwork) {
+		bad("a machine without a network, or that is given a kernel, can't boot from the network")
 	}
 	if m.DiskSize != 0 && !m.Snapshot {
 		bad("only a snapshot of a disk can be given a size")
@@ -372,8 +378,11 @@ func (m *Machine) command(f files, accel Accel) run.Command {
 		args = append(args, "-initrd", m.Initrd)
 	}
 	first := ",bootindex=0"
-	if m.Kernel != "" {
+	switch {
+	case m.Kernel != "":
 		first = "" // that's the kernel
+	case m.Netboot:
+		first = ",bootindex=1"
 	}
 	args = append(args, disk("disk", f.disk, f.format, "virtio-blk-pci", first)...)
 	args = append(args, dataDisks(f.data)...)
@@ -476,8 +485,13 @@ func (m *Machine) network() []string {
 				}
 			}
 		}
-		// No ROM: nothing boots from the network here.
-		device := "virtio-net-pci,romfile=,netdev=" + id
+		device := "virtio-net-pci,netdev=" + id
+		switch {
+		case !m.Netboot:
+			device += ",romfile=" // no ROM: nothing boots from the network here
+		case i == 0:
+			device += ",bootindex=0"
+		}
 		if n.MAC != "" {
 			device += ",mac=" + strings.ToLower(n.MAC)
 		}
