@@ -51,8 +51,16 @@ type Record struct {
 	// Findings are what kiln verify found last, on the way to Ready.
 	Findings []string `json:"findings,omitempty"`
 
-	// Install is the installation's ID, and Address whoever redeemed its token.
+	// Rule is the disk's rule that the operator was asked about, and Data are those of
+	// the disks that keep every byte: where the site says otherwise by the time it
+	// boots, nothing is installed.
+	Rule plan.DiskRule   `json:"rule,omitzero"`
+	Data []plan.DiskRule `json:"data,omitempty"`
+
+	// Install is the installation's ID, MAC the one that booted, and Address whoever
+	// redeemed its token.
 	Install  string    `json:"install"`
+	MAC      plan.MAC  `json:"mac,omitempty"`
 	Address  string    `json:"address,omitempty"`
 	Redeemed time.Time `json:"redeemed,omitzero"`
 	// The hashes (SHA-256, hexadecimal) of the token and of the session; never they
@@ -60,7 +68,8 @@ type Record struct {
 	TokenHash   string `json:"token_hash,omitempty"`
 	SessionHash string `json:"session_hash,omitempty"`
 
-	Since   time.Time `json:"since"`          // of this stage
+	Since   time.Time `json:"since"` // of this stage
+	Written time.Time `json:"written,omitzero"`
 	Heard   time.Time `json:"heard,omitzero"` // when it was last heard of
 	By      string    `json:"by,omitempty"`   // who has armed it
 	History []Event   `json:"history"`
