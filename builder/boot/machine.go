@@ -38,6 +38,8 @@ type Machine struct {
 	// Disk is the file that it boots from, and Format its format: raw, which is
 	// the default, or qcow2.
 	Disk, Format string
+	// DiskSerial is the disk's serial; it may be empty.
+	DiskSerial string
 	// Snapshot leaves the disk's file as it is: what the guest writes is gone
 	// with it.
 	Snapshot bool
@@ -155,6 +157,9 @@ func (m *Machine) check() error {
 	}
 	if m.Memory < 0 || m.CPUs < 0 {
 		bad("a machine can't have %d MiB and %d CPUs", m.Memory, m.CPUs)
+	}
+	if !serialName().MatchString(m.DiskSerial) || len(m.DiskSerial) > virtioSerial {
+		bad("%q can't be the serial of the disk that it boots: at most %d letters, digits and ._- can", m.DiskSerial, virtioSerial)
 	}
 	for _, d := range m.DataDisks {
 		if !serialName().MatchString(d.Serial) {
@@ -383,6 +388,9 @@ func (m *Machine) command(f files, accel Accel) run.Command {
 		first = "" // that's the kernel
 	case m.Netboot:
 		first = ",bootindex=1"
+	}
+	if m.DiskSerial != "" {
+		first += ",serial=" + m.DiskSerial
 	}
 	args = append(args, disk("disk", f.disk, f.format, "virtio-blk-pci", first)...)
 	args = append(args, dataDisks(f.data)...)

@@ -198,11 +198,10 @@ func (g *golden) forget(t *testing.T) {
 	var keep []string
 	for _, m := range g.image {
 		keep = append(keep, m.ID)
-		for _, s := range m.Steps {
-			if s.Key != "" {
-				keep = append(keep, s.Name+"-"+s.Key[:32])
-			}
-		}
+		keep = append(keep, stepsOf(m)...)
+	}
+	if data, err := os.ReadFile(filepath.Join(g.cache, keptNames)); err == nil {
+		keep = append(keep, strings.Fields(string(data))...)
 	}
 	for _, dir := range []string{"images", "trees", "build/steps"} {
 		entries, err := os.ReadDir(filepath.Join(g.cache, dir))
@@ -217,6 +216,20 @@ func (g *golden) forget(t *testing.T) {
 			}
 		}
 	}
+}
+
+// keptNames lists what images of other sites have in the cache, which forget keeps.
+const keptNames = "kept"
+
+// stepsOf are the folders of the steps that made an image.
+func stepsOf(m *images.Manifest) []string {
+	var names []string
+	for _, s := range m.Steps {
+		if s.Key != "" {
+			names = append(names, s.Name+"-"+s.Key[:32])
+		}
+	}
+	return names
 }
 
 // tree is a profile's image as a tree of files: the tar that kiln made of it,
