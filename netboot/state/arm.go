@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/alisw/kiln/plan"
 )
@@ -79,6 +80,7 @@ type Installation struct {
 // with.
 type Site struct {
 	MAC     plan.MAC // that boots
+	Address string   // that it asks from, for people
 	Install plan.DiskRule
 	Data    []plan.DiskRule
 }
@@ -114,7 +116,7 @@ func (s *Store) Boot(host string, site Site) (*Installation, error) {
 		}
 		token := host + "." + secret(32)
 		r.TokenHash, r.SessionHash, r.MAC = hash(token), "", site.MAC
-		s.enter(r, Booted, fmt.Sprintf("%s was given the installer", site.MAC))
+		s.enter(r, Booted, strings.TrimSpace(site.Address+" was given the installer, for "+string(site.MAC)))
 		given = &Installation{r.Install, r.Image, token}
 		return save, nil
 	})

@@ -44,6 +44,13 @@ func (r *Record) State() string {
 	return string(r.Stage)
 }
 
+// Public is the record without what authorizes anybody to anything, nor its hash.
+func (r *Record) Public() *Record {
+	c := *r
+	c.TokenHash, c.SessionHash, c.Install = "", "", ""
+	return &c
+}
+
 // clone gives a record whose slices may be appended to.
 func (r *Record) clone() *Record {
 	c := *r

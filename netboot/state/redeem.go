@@ -95,6 +95,15 @@ func (s *Store) Session(session string) (*Record, error) {
 	return r, r.admits(host, session)
 }
 
+// Of gives the record that a session is of, whether that is over or not.
+func (s *Store) Of(session string) (*Record, error) {
+	_, r := s.holder(session)
+	if r == nil || !same(r.SessionHash, session) {
+		return nil, noSession()
+	}
+	return r, nil
+}
+
 // admits tells whether a session is the one of the record, which still runs.
 func (r *Record) admits(host, session string) error {
 	switch {

@@ -50,6 +50,7 @@ type Store struct {
 	pending map[string]pending
 	saved   map[string]time.Time // when each was stored, by this process
 	all     listed
+	settled listed // as of when the folder was synced
 	changes uint64 // of records, in this process, stored or not
 }
 
@@ -176,16 +177,20 @@ func (s *Store) load(host string) (*Record, version, error) {
 		return nil, version{}, fmt.Errorf("the record of %s: %w", host, err)
 	}
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if p, ok := s.pending[host]; ok && p.version == v {
+	p, c := s.pending[host], s.cache[host]
+	s.mu.Unlock()
+	switch {
+	case p.record != nil && p.version == v:
 		return p.record, v, nil
-	}
-	if c, ok := s.cache[host]; ok && c.version == v {
+	case c.version == v && (c.record != nil || c.err != nil):
 		return c.record, v, c.err
 	}
 	data, v, err := s.files.read(host + suffix)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, version{}, fmt.Errorf("%s: %w: kiln arm does that", host, ErrUnknown)
+	}
+	if e := s.settle(); e != nil {
+		return nil, version{}, fmt.Errorf("the record of %s: %w", host, e)
 	}
 	var r *Record
 	if err == nil {
@@ -194,11 +199,41 @@ func (s *Store) load(host string) (*Record, version, error) {
 	if err != nil {
 		err = &DamagedError{host, filepath.Join(s.where, host+suffix), err}
 	}
+	s.keep(host, cached{v, r, err})
+	return r, v, err
+}
+
+func (s *Store) keep(host string, c cached) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if s.cache == nil {
 		s.cache = map[string]cached{}
 	}
-	s.cache[host] = cached{v, r, err}
-	return r, v, err
+	s.cache[host] = c
+}
+
+// settle makes sure that what was read is on the disk. Whoever renamed it may have
+// been killed before it was: it could be gone after a loss of power, and a host
+// that was seen disarmed would be armed.
+func (s *Store) settle() error {
+	v, err := s.files.statDir()
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	settled := s.settled
+	s.mu.Unlock()
+	if settled.version == v && settled.read.Sub(v.mod) > time.Second {
+		return nil
+	}
+	settled = listed{version: v, read: time.Now()}
+	if err := s.files.syncDir(); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	s.settled = settled
+	s.mu.Unlock()
+	return nil
 }
 
 // change changes a host's record: do gets a copy, and says whether it is to be
@@ -290,7 +325,13 @@ func (s *Store) save(host string, r *Record) error {
 	s.saved[host] = s.now()
 	s.changes++
 	s.mu.Unlock()
-	return s.files.syncDir()
+	if err := s.files.syncDir(); err != nil {
+		return err
+	}
+	if v, err := s.files.stat(host + suffix); err == nil {
+		s.keep(host, cached{version: v, record: r})
+	}
+	return nil
 }
 
 // Flush stores all progress that isn't yet: before the end of a server.

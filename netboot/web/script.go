@@ -1,0 +1,174 @@
+package web
+
+import (
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/alisw/kiln/netboot"
+	"github.com/alisw/kiln/netboot/protocol"
+	"github.com/alisw/kiln/netboot/state"
+	"github.com/alisw/kiln/plan"
+)
+
+// fromDisk ends a script by booting the host's own disk. A UEFI firmware goes on
+// with its next boot option once iPXE ends. Many BIOSes don't, so iPXE starts the
+// first disk itself; where it can't, it ends, which may help.
+const fromDisk = `iseq ${platform} efi || goto bios
+exit
+:bios
+sanboot --no-describe --drive 0x80 || exit
+`
+
+// ScriptPath is the path, on the plain HTTP server, of the script that iPXE is sent
+// to for an interface.
+func ScriptPath(mac plan.MAC) string {
+	return "/boot/" + strings.ReplaceAll(string(mac), ":", "-") + "/script.ipxe"
+}
+
+// script decides whether a host is installed. It is asked at each boot from the
+// network, and a GET in the stage armed uses that up.
+func (s *Server) script(w http.ResponseWriter, r *http.Request) {
+	if r.Method != http.MethodGet {
+		// HEAD would use up the token, which nobody gets.
+		w.Header().Set("Allow", http.MethodGet)
+		http.Error(w, "GET only", http.StatusMethodNotAllowed)
+		return
+	}
+	mac, err := plan.ParseMAC(r.PathValue("mac"))
+	if err != nil {
+		s.counts.scripts("unknown").Inc()
+		http.NotFound(w, r)
+		return
+	}
+	host, ok := s.Hosts().ByMAC(mac)
+	if !ok {
+		s.counts.scripts("unknown").Inc()
+		s.Log.Info("an unknown host asks what to boot", "mac", mac, "address", source(r))
+		http.NotFound(w, r)
+		return
+	}
+	log := s.Log.With("host", host.Name, "mac", mac, "address", source(r))
+	given, err := s.boot(host, mac, source(r))
+	var text string
+	switch {
+	case err != nil:
+		s.counts.scripts("error").Inc()
+		log.Error("it isn't installed", "error", err)
+		text = "#!ipxe\necho kiln: this host is not installed: the server's log says why\n" + fromDisk
+	case given == nil:
+		s.counts.scripts("disk").Inc()
+		log.Info("it boots from its disk")
+		text = "#!ipxe\necho kiln: " + host.Name + " boots from its disk\n" + fromDisk
+	default:
+		s.counts.scripts("install").Inc()
+		log.Info("it is given the installer", "image", given.Image)
+		text = s.installScript(r, host.Name, mac, given)
+	}
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	w.Header().Set("Cache-Control", "no-store")
+	w.Header().Set("Content-Length", strconv.Itoa(len(text)))
+	limitWrite(w, time.Minute)
+	w.Write([]byte(text))
+}
+
+// boot asks the state, once it is sure that what would be booted is there.
+func (s *Server) boot(host *netboot.Host, mac plan.MAC, address string) (*state.Installation, error) {
+	record, err := s.Store.Get(host.Name)
+	if err == nil && record.Stage == state.Armed {
+		if err := s.bootable(record.Image); err != nil {
+			_, e := s.Store.Fail(host.Name, record.Install, fmt.Sprintf("the image can't be booted: %v", err))
+			return nil, fmt.Errorf("the image %.12s can't be booted: %w", record.Image, firstOf(e, err))
+		}
+	}
+	before := record
+	given, err := s.Store.Boot(host.Name, siteOf(host, mac, address))
+	if err == nil && given == nil && before != nil && before.Running() {
+		s.Log.Warn("it booted again before the image was written: the installation has failed", "host", host.Name)
+		s.line.leave(before.Install)
+	}
+	return given, err
+}
+
+func firstOf(errs ...error) error {
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// bootable tells whether an image has what is needed to install it.
+func (s *Server) bootable(image string) error {
+	kernel, err := s.Images.Kernel(image)
+	if err != nil {
+		return err
+	}
+	kernel.Close()
+	initramfs, err := s.Images.Installer(image)
+	if err != nil {
+		return err
+	}
+	return initramfs.Close()
+}
+
+// siteOf is what the site says of a host now.
+func siteOf(host *netboot.Host, mac plan.MAC, address string) state.Site {
+	return state.Site{MAC: mac, Address: address, Install: host.Install, Data: host.Data}
+}
+
+// installScript boots the installer. Should iPXE not get its files, the host boots
+// from its disk, and the installation fails once the token is too old.
+func (s *Server) installScript(r *http.Request, host string, mac plan.MAC, i *state.Installation) string {
+	files := s.plainURL(r) + "/boot/images/" + i.Image + "/"
+	args := []string{
+		"initrd=" + installerName, // where a UEFI kernel finds it
+		protocol.ParamServer + "=" + s.tlsURL(r),
+		protocol.ParamPin + "=" + s.pin(),
+		protocol.ParamToken + "=" + i.Token,
+		protocol.ParamMAC + "=" + string(mac),
+		protocol.ParamHost + "=" + host,
+	}
+	args = append(args, s.Cmdline...)
+	return fmt.Sprintf(`#!ipxe
+echo kiln: installing %s
+kernel %s%s %s || goto failed
+initrd %s%s || goto failed
+boot || goto failed
+:failed
+echo kiln: the installer can't be fetched or started: booting from the disk
+sleep 5
+%s`, host, files, kernelName, strings.Join(args, " "), files, installerName, fromDisk)
+}
+
+// plainURL and tlsURL are where the host that asks reaches the servers.
+func (s *Server) plainURL(r *http.Request) string {
+	if s.PlainURL != "" {
+		return strings.TrimSuffix(s.PlainURL, "/")
+	}
+	return "http://" + reached(r, s.plainPort)
+}
+
+func (s *Server) tlsURL(r *http.Request) string {
+	if s.TLSURL != "" {
+		return strings.TrimSuffix(s.TLSURL, "/")
+	}
+	return "https://" + reached(r, s.tlsPort)
+}
+
+// reached is the address that a request came to; what it says itself, in Host,
+// could be anything.
+func reached(r *http.Request, port int) string {
+	address := "127.0.0.1"
+	if a, ok := r.Context().Value(http.LocalAddrContextKey).(net.Addr); ok {
+		if p, err := netip.ParseAddrPort(a.String()); err == nil {
+			address = p.Addr().Unmap().WithZone("").String()
+		}
+	}
+	return net.JoinHostPort(address, strconv.Itoa(port))
+}

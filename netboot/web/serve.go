@@ -1,0 +1,257 @@
+package web
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/alisw/kiln/netboot/state"
+)
+
+const (
+	// stopTime is how long transfers may go on once the server is to stop.
+	stopTime = 30 * time.Second
+	// headerTime is how long a request's header may take, and idleTime how long a
+	// connection may be kept without one.
+	headerTime = 10 * time.Second
+	idleTime   = 2 * time.Minute
+	maxHeader  = 16 << 10 // bytes
+	sweepEvery = time.Second
+)
+
+// Serve serves both until the context ends; then transfers have half a minute to
+// end. It also does what Run does.
+func (s *Server) Serve(ctx context.Context, plain, secure net.Listener) error {
+	if a, ok := plain.Addr().(*net.TCPAddr); ok {
+		s.plainPort = a.Port
+	}
+	if a, ok := secure.Addr().(*net.TCPAddr); ok {
+		s.tlsPort = a.Port
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	servers := []*http.Server{s.server(s.Plain()), s.server(s.TLS())}
+	secure = tls.NewListener(secure, &tls.Config{
+		Certificates: []tls.Certificate{s.Certificate}, MinVersion: tls.VersionTLS13, NextProtos: []string{"http/1.1"},
+	})
+	errs := make(chan error, 3)
+	var wg sync.WaitGroup
+	for i, l := range []net.Listener{plain, secure} {
+		wg.Go(func() {
+			if err := servers[i].Serve(l); !errors.Is(err, http.ErrServerClosed) {
+				errs <- err
+				cancel()
+			}
+		})
+	}
+	wg.Go(func() {
+		if err := s.Run(ctx); err != nil {
+			errs <- err
+		}
+	})
+	<-ctx.Done()
+	stop, done := context.WithTimeout(context.WithoutCancel(ctx), stopTime)
+	defer done()
+	for _, server := range servers {
+		wg.Go(func() {
+			if server.Shutdown(stop) != nil {
+				server.Close() // they had their time
+			}
+		})
+	}
+	wg.Wait()
+	close(errs)
+	var err error
+	for e := range errs {
+		err = errors.Join(err, e)
+	}
+	return err
+}
+
+func (s *Server) server(h http.Handler) *http.Server {
+	return &http.Server{
+		Handler: h, ReadHeaderTimeout: headerTime, IdleTimeout: idleTime, MaxHeaderBytes: maxHeader,
+		ErrorLog: slog.NewLogLogger(s.Log.Handler(), slog.LevelDebug),
+	}
+}
+
+// Run fails the installations that are silent, and looks whether hosts are ready,
+// until the context ends; then it stores what isn't yet.
+func (s *Server) Run(ctx context.Context) error {
+	s.init()
+	var wg sync.WaitGroup
+	wg.Go(func() { s.verifyAll(ctx) })
+	tick := time.NewTicker(sweepEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			wg.Wait()
+			return s.Store.Flush()
+		case <-tick.C:
+			s.sweep()
+		}
+	}
+}
+
+// sweep fails the silent ones, and lets those in line move up.
+func (s *Server) sweep() {
+	failed, err := s.Store.Sweep()
+	if err != nil {
+		s.Log.Error("the state can't be read or stored", "error", err)
+	}
+	for _, r := range failed {
+		s.counts.overdue.Inc()
+		s.Log.Warn("the installation has failed", "host", r.Host, "stage", r.FailedAt, "error", r.Error)
+	}
+	list, _, err := s.Store.List()
+	if err != nil {
+		return
+	}
+	running := map[string]bool{}
+	for _, r := range list {
+		if r.Running() {
+			running[r.Install] = true
+		}
+	}
+	s.line.retain(running)
+}
+
+// resume gives those that write their places back, after a restart.
+func (s *Server) resume() {
+	list, _, err := s.Store.List()
+	if err != nil {
+		s.Log.Error("the state can't be read", "error", err)
+		return
+	}
+	for _, r := range list {
+		if r.Stage == state.Writing {
+			s.line.hold(r.Install)
+		}
+	}
+}
+
+// How hosts are looked at.
+const (
+	verifyAtOnce = 4
+	verifyTime   = time.Minute
+)
+
+// verifyAll looks at all hosts that are written, again and again, some at once.
+func (s *Server) verifyAll(ctx context.Context) {
+	if s.Verify == nil {
+		return
+	}
+	every := s.VerifyEvery
+	if every <= 0 {
+		every = 10 * time.Second
+	}
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for {
+		list, _, err := s.Store.List()
+		if err != nil {
+			s.Log.Error("the state can't be read", "error", err)
+		}
+		slots := make(chan struct{}, verifyAtOnce)
+		var wg sync.WaitGroup
+		for _, r := range list {
+			if r.Stage != state.Written && r.Stage != state.FirstBoot || ctx.Err() != nil {
+				continue
+			}
+			slots <- struct{}{}
+			wg.Go(func() {
+				defer func() { <-slots }()
+				s.verify(ctx, r)
+			})
+		}
+		wg.Wait()
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// verify looks at one host, and stores what is found.
+func (s *Server) verify(ctx context.Context, r *state.Record) {
+	ctx, cancel := context.WithTimeout(ctx, verifyTime)
+	defer cancel()
+	s.counts.verified.Inc()
+	ok, findings, err := s.Verify(ctx, r.Host)
+	switch {
+	case ctx.Err() != nil && err == nil:
+		return
+	case err != nil:
+		_, err = s.Store.Findings(r.Host, r.Install, []string{err.Error()})
+	case !ok:
+		_, err = s.Store.Findings(r.Host, r.Install, findings)
+	default:
+		if _, err = s.Store.Ready(r.Host, r.Install); err == nil {
+			s.counts.ready.Inc()
+			s.Log.Info("it is ready", "host", r.Host)
+		}
+	}
+	if err != nil {
+		// Mostly it was armed again meanwhile, or has failed.
+		s.Log.Debug("what was found isn't stored", "host", r.Host, "error", err)
+	}
+}
+
+// logged logs and counts a server's requests: by their routes, never their queries
+// nor the IDs that authorize.
+func (s *Server) logged(name string, h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		start := time.Now()
+		seen := &observed{ResponseWriter: w, status: http.StatusOK}
+		h.ServeHTTP(seen, r)
+		s.counts.requests(name, seen.status).Inc()
+		level := slog.LevelDebug
+		if seen.status >= http.StatusBadRequest {
+			level = slog.LevelInfo
+		}
+		s.Log.Log(r.Context(), level, "request", "server", name, "route", r.Pattern, "method", r.Method,
+			"status", seen.status, "address", source(r), "time", time.Since(start).Round(time.Millisecond))
+	})
+}
+
+// observed keeps an answer's status, and gives way to sendfile(2).
+type observed struct {
+	http.ResponseWriter
+	status int
+	wrote  bool
+}
+
+func (o *observed) WriteHeader(status int) {
+	if !o.wrote && status >= http.StatusOK {
+		o.status, o.wrote = status, true
+	}
+	o.ResponseWriter.WriteHeader(status)
+}
+
+func (o *observed) Write(data []byte) (int, error) {
+	o.wrote = true
+	return o.ResponseWriter.Write(data)
+}
+
+// ReadFrom implements io.ReaderFrom.
+func (o *observed) ReadFrom(from io.Reader) (int64, error) {
+	o.wrote = true
+	return io.Copy(o.ResponseWriter, from)
+}
+
+// Flush implements http.Flusher, for the dashboard's live pages.
+func (o *observed) Flush() {
+	o.wrote = true
+	http.NewResponseController(o.ResponseWriter).Flush() //nolint:errcheck // a recorder in a test can always
+}
+
+// Unwrap is for http.ResponseController.
+func (o *observed) Unwrap() http.ResponseWriter { return o.ResponseWriter }
