@@ -64,6 +64,7 @@ matrix: ## one image in all circumstances that mustn't matter: the same bytes (a
 portable: ## what operators run on their laptops also builds for macOS and arm64
 	GOOS=darwin GOARCH=arm64 CGO_ENABLED=0 go build -o /dev/null ./cmd/kiln
 	GOOS=linux GOARCH=arm64 CGO_ENABLED=0 go build -o /dev/null ./cmd/kiln
+	GOOS=linux GOARCH=arm64 CGO_ENABLED=0 go build -o /dev/null ./cmd/kiln-installer
 
 bench: ## print the speeds, as ratios where there is something to compare with
 	go run ./internal/bench

@@ -16,30 +16,12 @@ import (
 	"github.com/alisw/kiln/images"
 )
 
-// Chunks is the manifest of a netboot set, netboot/chunks.json: the disk in
-// blocks, each compressed by itself. Equal blocks are one file, whichever image
-// they're from; a block of zeros has no file.
-type Chunks struct {
-	Size      int64   `json:"size"`       // of the disk, in bytes
-	BlockSize int     `json:"block_size"` // bytes
-	Chunks    []Chunk `json:"chunks"`     // in the order of the disk
-	Kernel    string  `json:"kernel"`     // files beside this one
-	Initrd    string  `json:"initrd"`
-}
-
-// Chunk is one block of the disk.
-type Chunk struct {
-	SHA256 string `json:"sha256"`         // of the block
-	File   string `json:"file,omitempty"` // the block as zstd, below netboot/; none where all of it is zero
-	Size   int64  `json:"size,omitempty"` // of the file, in bytes
-}
-
 // netbootDir and netbootSums are what the step leaves: the set, and the SHA-256
 // of each of its files. chunksName is the set's own manifest.
 const (
-	netbootDir  = "netboot"
+	netbootDir  = images.NetbootDir
 	netbootSums = "sums.json"
-	chunksName  = "chunks.json"
+	chunksName  = images.ChunksName
 )
 
 // netboot makes the netboot set: kernel, initramfs, and the disk in chunks.
@@ -88,7 +70,7 @@ func (b *builder) netbootSet(ctx context.Context, dir, raw, kernel, initrd strin
 		return err
 	}
 	sums := map[string]string{}
-	c := Chunks{Size: d.Size, BlockSize: d.BlockSize, Kernel: "vmlinuz", Initrd: "initrd.img"}
+	c := images.Chunks{Size: d.Size, BlockSize: d.BlockSize, Kernel: "vmlinuz", Initrd: "initrd.img"}
 	for to, from := range map[string]string{c.Kernel: kernel, c.Initrd: initrd} {
 		err := copyFile(ctx, b.run, from, filepath.Join(set, to))
 		if err == nil {
@@ -120,7 +102,7 @@ func (b *builder) netbootSet(ctx context.Context, dir, raw, kernel, initrd strin
 
 // chunk compresses the disk's blocks into files below set, and adds their hashes
 // to sums.
-func (b *builder) chunk(ctx context.Context, raw, set string, d *images.Disk, sums map[string]string) ([]Chunk, error) {
+func (b *builder) chunk(ctx context.Context, raw, set string, d *images.Disk, sums map[string]string) ([]images.Chunk, error) {
 	f, err := os.Open(raw)
 	if err != nil {
 		return nil, err
@@ -131,7 +113,7 @@ func (b *builder) chunk(ctx context.Context, raw, set string, d *images.Disk, su
 		return nil, err
 	}
 	defer encoder.Close()
-	chunks := make([]Chunk, 0, len(d.Blocks))
+	chunks := make([]images.Chunk, 0, len(d.Blocks))
 	buf, packed := make([]byte, d.BlockSize), []byte(nil)
 	sizes := map[string]int64{}
 	for i, sum := range d.Blocks {
@@ -142,9 +124,9 @@ func (b *builder) chunk(ctx context.Context, raw, set string, d *images.Disk, su
 		if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
 			return nil, fmt.Errorf("reading the disk: %w", err)
 		}
-		chunk := Chunk{SHA256: sum}
+		chunk := images.Chunk{SHA256: sum}
 		if !zero(buf[:n]) {
-			chunk.File = "chunks/" + sum + ".zst"
+			chunk.File = images.ChunkFile(sum)
 			if _, done := sizes[sum]; !done {
 				packed = encoder.EncodeAll(buf[:n], packed[:0])
 				if err := os.WriteFile(filepath.Join(set, chunk.File), packed, 0o444); err != nil {

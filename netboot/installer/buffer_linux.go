@@ -1,0 +1,4 @@
+package installer
+
+// buffer is memory for a block.
+func buffer(n int) ([]byte, error) { return Aligned(n) }

@@ -1,0 +1,6 @@
+//go:build !linux
+
+package installer
+
+// buffer is memory for a block.
+func buffer(n int) ([]byte, error) { return make([]byte, n), nil }

@@ -1,0 +1,132 @@
+package installer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/alisw/kiln/netboot/protocol"
+)
+
+// reporter tells the server how far the installation is: at each change, and
+// every few seconds between.
+type reporter struct {
+	server Server
+	every  time.Duration
+	say    func(string) // the console
+
+	mu     sync.Mutex
+	state  protocol.Report
+	lines  []string
+	change chan struct{}
+}
+
+// mostLines are kept while the server doesn't answer: the last ones.
+const mostLines = 200
+
+func newReporter(say func(string)) *reporter {
+	return &reporter{say: say, change: make(chan struct{}, 1)}
+}
+
+// line says something, on the console and to the server.
+func (r *reporter) line(format string, args ...any) {
+	text := fmt.Sprintf(format, args...)
+	r.mu.Lock()
+	r.lines = append(r.lines, text)
+	if over := len(r.lines) - mostLines; over > 0 {
+		r.lines = append(r.lines[:0], r.lines[over:]...)
+	}
+	r.mu.Unlock()
+	r.say(text)
+	r.wake()
+}
+
+func (r *reporter) wake() {
+	select {
+	case r.change <- struct{}{}:
+	default:
+	}
+}
+
+// step begins a step.
+func (r *reporter) step(s protocol.Step) {
+	r.mu.Lock()
+	r.state.Step = s
+	r.mu.Unlock()
+	r.wake()
+}
+
+// current is the step that is being done.
+func (r *reporter) current() protocol.Step {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.state.Step
+}
+
+func (r *reporter) disk(d *Disk) {
+	r.mu.Lock()
+	r.state.Disk = d.String()
+	r.mu.Unlock()
+}
+
+// progress notes how much of the disk is done; it only grows.
+func (r *reporter) progress(done, total int64) {
+	r.mu.Lock()
+	r.state.Done, r.state.Total = max(r.state.Done, done), total
+	r.mu.Unlock()
+}
+
+// next is the report to send, with the lines that none has had.
+func (r *reporter) next() protocol.Report {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	report := r.state
+	report.Lines = r.lines
+	r.lines = nil
+	return report
+}
+
+// errStopped is the server's wish that the installation ends.
+type errStopped struct{ why string }
+
+func (e errStopped) Error() string { return "the server has stopped it: " + e.why }
+
+// run sends reports until ctx ends. What ends the installation, that the server
+// wants it or isn't there any more, goes to stop.
+func (r *reporter) run(ctx context.Context, stop func(error)) {
+	tick := time.NewTicker(r.every)
+	defer tick.Stop()
+	for {
+		answer, err := r.server.Report(ctx, r.next())
+		switch {
+		case ctx.Err() != nil:
+			return
+		case err != nil:
+			stop(fmt.Errorf("reporting to the server: %w", err))
+			return
+		case answer.Stop != "":
+			stop(errStopped{answer.Stop})
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		case <-r.change:
+		}
+	}
+}
+
+// failed sends the last report.
+func (r *reporter) failed(ctx context.Context, failure error) {
+	if r.server == nil || errors.As(failure, new(errStopped)) {
+		return
+	}
+	report := r.next()
+	report.Error = failure.Error()
+	if _, err := r.server.Report(ctx, report); err != nil {
+		r.say(fmt.Sprintf("the server doesn't know of this: %v", err))
+	}
+}
