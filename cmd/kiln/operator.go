@@ -89,7 +89,7 @@ func (c *operatorClient) do(ctx context.Context, method, path string, body, answ
 		}
 		content = bytes.NewReader(data)
 		if c.token == "" {
-			return fmt.Errorf("the server wants an operator's token: put it into the variable %s; it is in the server's state, in the file operator-token", operatorToken)
+			return fmt.Errorf("the server wants an operator's token: put it into the variable %s; it is in the server's state, in the file operator.token", operatorToken)
 		}
 	}
 	u := c.url.JoinPath(path)

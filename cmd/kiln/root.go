@@ -49,7 +49,7 @@ or hosts/*.yaml, and profiles/. kiln init makes a small one to start from.`,
 	root.AddCommand(
 		newInitCommand(u), newCheckCommand(o, u), newHostsCommand(o, u), newProfilesCommand(o, u), newPlanCommand(o, u), newRenderCommand(o, u),
 		newLockCommand(o, u), newCacheCommand(o, u), newBuildCommand(o, u), newBootCommand(o, u), newImagesCommand(o, u), newDiffCommand(u),
-		newArmCommand(o, u), newDisarmCommand(o, u), newVerifyCommand(o, u), newApplyCommand(o, u), newConsulCommand(u), newVaultCommand(o, u),
+		newServeCommand(o, u), newArmCommand(o, u), newDisarmCommand(o, u), newStatusCommand(o, u), newDiscoverCommand(o, u), newVerifyCommand(o, u), newApplyCommand(o, u), newConsulCommand(u), newVaultCommand(o, u),
 		newImportCommand(o, u), newKeysCommand(o, u), newSchemaCommand(u), newVersionCommand(u), newManCommand(),
 		&cobra.Command{Use: "exit-status", Short: "What the exit statuses mean", Long: exitStatusHelp},
 	)

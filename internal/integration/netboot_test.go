@@ -307,7 +307,7 @@ func (n *netbootLab) installs(t *testing.T, m *booting.Machine, host, address st
 	running.Kill()
 
 	// Power comes back: the firmware asks the network first, and boots the disk.
-	local := n.metric(t, `kiln_scripts_total{answer="local"}`)
+	local := n.metric(t, `kiln_netboot_scripts_total{answer="disk"}`)
 	again, err := m.Start(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -324,7 +324,7 @@ func (n *netbootLab) installs(t *testing.T, m *booting.Machine, host, address st
 	if now := n.record(t, host); now.Stage != state.Ready || now.Install != r.Install || len(now.History) != len(r.History) {
 		t.Errorf("switched on again, %s is %s: %+v", host, now.State(), now.History)
 	}
-	if n.metric(t, `kiln_scripts_total{answer="local"}`) <= local {
+	if n.metric(t, `kiln_netboot_scripts_total{answer="disk"}`) <= local {
 		t.Errorf("%s didn't ask for its script when it was switched on again", host)
 	}
 }

@@ -1,6 +1,7 @@
 package web
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"net/http"
@@ -53,7 +54,7 @@ func (s *Server) script(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	log := s.Log.With("host", host.Name, "mac", mac, "address", source(r))
-	given, err := s.boot(host, mac, source(r))
+	given, err := s.boot(r.Context(), host, mac, source(r))
 	var text string
 	switch {
 	case err != nil:
@@ -77,12 +78,16 @@ func (s *Server) script(w http.ResponseWriter, r *http.Request) {
 }
 
 // boot asks the state, once it is sure that what would be booted is there.
-func (s *Server) boot(host *netboot.Host, mac plan.MAC, address string) (*state.Installation, error) {
+func (s *Server) boot(ctx context.Context, host *netboot.Host, mac plan.MAC, address string) (*state.Installation, error) {
 	record, err := s.Store.Get(host.Name)
 	if err == nil && record.Stage == state.Armed {
 		if err := s.bootable(record.Image); err != nil {
 			_, e := s.Store.Fail(host.Name, record.Install, fmt.Sprintf("the image can't be booted: %v", err))
 			return nil, fmt.Errorf("the image %.12s can't be booted: %w", record.Image, firstOf(e, err))
+		}
+		if err := s.seedable(ctx, host.Name); err != nil {
+			_, e := s.Store.Fail(host.Name, record.Install, fmt.Sprintf("its seed can't be made: %v", err))
+			return nil, fmt.Errorf("the seed of %s can't be made: %w", host.Name, firstOf(e, err))
 		}
 	}
 	before := record
@@ -115,6 +120,17 @@ func (s *Server) bootable(image string) error {
 		return err
 	}
 	return initramfs.Close()
+}
+
+// seedable tells whether a host's seed can be had now: better before its disk is
+// wiped than after.
+func (s *Server) seedable(ctx context.Context, host string) error {
+	if s.Check == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, seedTime)
+	defer cancel()
+	return s.Check(ctx, host)
 }
 
 // siteOf is what the site says of a host now.

@@ -47,6 +47,9 @@ type Server struct {
 	// Seeds gives a host's NoCloud seed with its secrets, at the moment it's
 	// delivered; they are kept nowhere. Its errors must not have them.
 	Seeds func(ctx context.Context, host string) ([]protocol.SeedFile, error)
+	// Check tells whether a host's seed can be had, before it's given the installer;
+	// nil: that is seen once the seed is asked for.
+	Check func(ctx context.Context, host string) error
 	// Keys gives the public keys that images are signed with; nil: none.
 	Keys func() []string
 	// Verify tells whether the cluster has a host, and what is missing; nil: nobody

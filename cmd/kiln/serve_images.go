@@ -1,0 +1,147 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/alisw/kiln/images"
+	"github.com/alisw/kiln/netboot/ramdisk"
+	"github.com/alisw/kiln/netboot/state"
+)
+
+// servedImages are the images of the store, as hosts are installed with them.
+type servedImages struct {
+	store     *images.Store
+	dir       string // for the installers' initramfs
+	installer []byte // the program
+	log       *slog.Logger
+
+	mu   sync.Mutex
+	used map[string]func() // that keep images from being removed, by ID
+}
+
+// installerProgram finds the installer beside kiln itself, or where it is named.
+func installerProgram(named string) ([]byte, error) {
+	name := named
+	if name == "" {
+		self, err := os.Executable()
+		if err != nil {
+			return nil, fmt.Errorf("looking for kiln-installer: %w", err)
+		}
+		if self, err = filepath.EvalSymlinks(self); err != nil {
+			return nil, fmt.Errorf("looking for kiln-installer: %w", err)
+		}
+		name = filepath.Join(filepath.Dir(self), "kiln-installer")
+	}
+	data, err := os.ReadFile(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%w: make build builds it beside kiln; --installer FILE names another place", err)
+	}
+	return data, err
+}
+
+// Open implements web.Images.
+func (s *servedImages) Open(id, name string) (*os.File, error) {
+	if err := s.use(id); err != nil {
+		return nil, err
+	}
+	return os.Open(s.store.Path(id, name))
+}
+
+// Kernel implements web.Images.
+func (s *servedImages) Kernel(id string) (*os.File, error) {
+	return s.Open(id, images.NetbootDir+"/vmlinuz")
+}
+
+// use keeps an image from being removed, as long as the server runs.
+func (s *servedImages) use(id string) error {
+	if !images.IsHash(id) {
+		return fs.ErrNotExist
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.used[id] != nil {
+		return nil
+	}
+	release, err := s.store.Use(id)
+	if err != nil {
+		return err
+	}
+	if s.used == nil {
+		s.used = map[string]func(){}
+	}
+	s.used[id] = release
+	return nil
+}
+
+// Installer implements web.Images: the initramfs is made at the first call, which
+// takes seconds.
+func (s *servedImages) Installer(id string) (*os.File, error) {
+	initrd, err := s.Open(id, images.NetbootDir+"/initrd.img")
+	if err != nil {
+		return nil, err
+	}
+	defer initrd.Close()
+	sum := sha256.Sum256(s.installer)
+	name := filepath.Join(s.dir, fmt.Sprintf("%.16s-%s-%.16s.img", id, ramdisk.Recipe, hex.EncodeToString(sum[:])))
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f, err := os.Open(name)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return f, err
+	}
+	if err := s.make(name, initrd); err != nil {
+		return nil, fmt.Errorf("making the installer's initramfs of the image %.12s: %w", id, err)
+	}
+	return os.Open(name)
+}
+
+// make makes an installer's initramfs: all of it, or nothing.
+func (s *servedImages) make(name string, initrd *os.File) error {
+	if err := os.MkdirAll(s.dir, 0o755); err != nil {
+		return err
+	}
+	tmp, err := os.CreateTemp(s.dir, ".new-")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(tmp.Name())
+	made, err := ramdisk.Make(context.Background(), tmp, initrd, s.installer)
+	if err := errors.Join(err, tmp.Sync(), tmp.Close()); err != nil {
+		return err
+	}
+	s.log.Info("the installer's initramfs is made", "kernel", made.Kernel, "modules", len(made.Modules), "unpacked", made.Unpacked)
+	return os.Rename(tmp.Name(), name)
+}
+
+// prepare makes the initramfs of all images that hosts are armed with, so that none
+// has to wait for its own, whenever that changes.
+func (s *servedImages) prepare(ctx context.Context, store *state.Store) {
+	told := map[string]bool{}
+	for range store.Watch(ctx) {
+		list, _, err := store.List()
+		if err != nil {
+			continue // whoever serves says so
+		}
+		for _, r := range list {
+			if r.Stage != state.Armed || ctx.Err() != nil {
+				continue
+			}
+			f, err := s.Installer(r.Image)
+			if err == nil {
+				f.Close()
+			} else if !told[r.Image] {
+				told[r.Image] = true
+				s.log.Error("an image that a host is armed with can't be booted", "host", r.Host, "image", r.Image, "error", err)
+			}
+		}
+	}
+}
