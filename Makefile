@@ -11,13 +11,16 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 LDFLAGS := -s -w -X main.version=$(VERSION)
 FUZZ    ?= 10s
 
-.PHONY: help image build setup hashicorp packages check lint unit test integration matrix portable bench bench-image fuzz clean
+.PHONY: help image demo-netboot build setup hashicorp packages check lint unit test integration matrix portable bench bench-image fuzz clean
 
 help: ## print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 image: ## bake alissandra for the example site, and boot it beside real servers (as root)
 	@scripts/image.sh
+
+demo-netboot: ## install a machine over the network, in a lab of its own, and show the dashboard (as root)
+	@scripts/image.sh --netboot
 
 build: ## build kiln into bin/
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...

@@ -2,7 +2,10 @@
 # From a fresh machine to a golden image that has booted and joined a cluster:
 # what make image runs, as root. Run again, it does what is left to do.
 #
-#   scripts/image.sh [FOLDER]
+#   scripts/image.sh [--netboot] [FOLDER]
+#
+# With --netboot (make demo-netboot), a machine with an empty disk is installed with the image over
+# the network, from power-on to ready.
 #
 # FOLDER (default out) gets site/, the example site that kiln init makes, the
 # program that the trial is, and image.txt, the image's ID. Images are in kiln's cache, as kiln build has them.
@@ -12,6 +15,11 @@
 set -eu
 
 cd "$(dirname "$0")/.."
+how=boot
+if [ "${1-}" = --netboot ]; then
+	how=netboot
+	shift
+fi
 folder=${1:-out}
 site=$folder/site
 profile=alissandra
@@ -96,14 +104,22 @@ fi
 "$kiln" --site "$site" check
 
 say "the golden image of $profile"
-"$kiln" --site "$site" build "$profile" >"$folder/image.txt"
+format=raw
+[ "$how" = boot ] || format=netboot
+"$kiln" --site "$site" build "$profile" --format "$format" >"$folder/image.txt"
 cat "$folder/image.txt"
 id=$(cut -d ' ' -f 1 "$folder/image.txt")
 [ -n "$id" ] || fail "no image was made: see above"
 
-say "its first boot, as $host, beside real servers of Nomad and Consul"
 scripts/hashicorp/build.sh consul nomad
 go build -o "$folder/trial" ./internal/lab/trial
+if [ "$how" = netboot ]; then
+	say "a machine with an empty disk, which is to become $host, boots from the network"
+	"$folder/trial" --netboot "$kiln" "$site" "$id" "$host" "$(scripts/hashicorp/build.sh --bin)"
+	printf '\n== done: from power-on to ready, with nobody'"'"'s hands on it. docs/netboot.md has the same for a network of your own.\n'
+	exit
+fi
+say "its first boot, as $host, beside real servers of Nomad and Consul"
 "$folder/trial" "$kiln" "$site" "$id" "$host" "$(scripts/hashicorp/build.sh --bin)"
 
 cat <<END

@@ -8,12 +8,12 @@ set -eu
 
 cd "$(dirname "$0")/.."
 
-packages='acl apt-utils ca-certificates cloud-init dnsmasq-base dosfstools e2fsprogs fdisk gcc gdisk git gnupg
-	grub-common ignition iproute2 jq minisign mmdebstrap mtools network-manager openssh-client ovmf pass procps python3
+packages='acl apt-utils ca-certificates cloud-init curl dnsmasq-base dosfstools e2fsprogs fdisk gcc gdisk git gnupg
+	grub-common ignition iproute2 ipxe ipxe-qemu jq minisign mmdebstrap mtools network-manager openssh-client ovmf pass procps python3
 	python3-jsonschema python3-yaml qemu-system-x86 qemu-utils seabios shellcheck systemd systemd-container
 	uidmap util-linux xfsprogs xorriso zstd'
 # Enough to bake an image, to boot it, and to build the programs of its cluster.
-image_packages='apt-utils ca-certificates dnsmasq-base dosfstools e2fsprogs fdisk gcc git gnupg grub-common iproute2 mmdebstrap mtools
+image_packages='apt-utils ca-certificates dnsmasq-base dosfstools e2fsprogs fdisk gcc git gnupg grub-common ipxe ipxe-qemu iproute2 mmdebstrap mtools
 	ovmf procps qemu-system-x86 qemu-utils seabios util-linux zstd'
 # Those of which the tests only want the programs: nothing of them is to run.
 asleep='cloud-init network-manager'

@@ -2,7 +2,10 @@
 // servers of Consul and Nomad, and says what Nomad's server makes of it. It is
 // the last part of make image, which calls it as
 //
-//	trial KILN SITE IMAGE HOST BIN
+//	trial [--netboot] KILN SITE IMAGE HOST BIN
+//
+// With --netboot, as make demo-netboot calls it, a machine with an empty disk is
+// installed over the network instead, from power-on to ready.
 //
 // KILN is the program, IMAGE what kiln boot takes, and BIN the folder with the
 // programs consul and nomad. It needs root.
@@ -24,17 +27,23 @@ import (
 	"github.com/alisw/kiln/internal/lab"
 	"github.com/alisw/kiln/internal/run"
 	"github.com/alisw/kiln/internal/ui"
+	"github.com/alisw/kiln/plan"
 )
 
 func main() {
 	u := ui.Standard()
-	if len(os.Args) != 6 {
-		u.Notef("usage: trial KILN SITE IMAGE HOST BIN")
+	args := os.Args[1:]
+	network := len(args) > 0 && args[0] == "--netboot"
+	if network {
+		args = args[1:]
+	}
+	if len(args) != 5 {
+		u.Notef("usage: trial [--netboot] KILN SITE IMAGE HOST BIN")
 		os.Exit(2)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	t := &trial{ui: u, kiln: os.Args[1], site: os.Args[2], image: os.Args[3], host: os.Args[4], bin: os.Args[5]}
+	t := &trial{ui: u, network: network, kiln: args[0], site: args[1], image: args[2], host: args[3], bin: args[4]}
 	err := t.run(ctx)
 	switch {
 	case ctx.Err() != nil:
@@ -49,9 +58,11 @@ func main() {
 // trial is one boot of one image.
 type trial struct {
 	ui                           *ui.UI
+	network                      bool // boots from it
 	kiln, site, image, host, bin string
 
 	dir     string     // its own, removed with it
+	plan    *plan.Plan // the host's
 	address netip.Addr // the host's
 	cluster *lab.Cluster
 }
@@ -66,14 +77,18 @@ func (t *trial) run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := secure(&config); err != nil {
+	if err := t.secure(&config); err != nil {
 		return err
 	}
 	site, put, err := t.prepare(&config)
 	if err != nil {
 		return err
 	}
-	t.ui.Notef("trial: starting servers of Consul and Nomad, with TLS, encrypted gossip and ACLs, in a network of their own")
+	how := "with TLS, encrypted gossip and ACLs"
+	if t.network {
+		how = "with encrypted gossip and ACLs"
+	}
+	t.ui.Notef("trial: starting servers of Consul and Nomad, %s, in a network of their own", how)
 	if t.cluster, err = lab.NewCluster(ctx, config); err != nil {
 		return fmt.Errorf("starting the lab: %w", err)
 	}
@@ -81,7 +96,12 @@ func (t *trial) run(ctx context.Context) (err error) {
 	if err := t.cluster.Tap(ctx, tap); err != nil {
 		return err
 	}
-	if err := t.boot(ctx, site, put); err != nil {
+	if t.network {
+		err = t.netboot(ctx, site)
+	} else {
+		err = t.boot(ctx, site, put)
+	}
+	if err != nil {
 		if ctx.Err() == nil {
 			t.ui.Notef("trial: the servers' last words:\n%s", lastLines(t.cluster.Logs(), 60))
 		}

@@ -37,7 +37,7 @@ func (t *trial) config(ctx context.Context) (lab.Config, error) {
 	if err != nil {
 		return lab.Config{}, err
 	}
-	t.host = p.Host.Name
+	t.plan, t.host = p, p.Host.Name
 	if site.File.TLS != nil || len(site.File.Secrets) > 0 {
 		return lab.Config{}, fmt.Errorf("%s/site.yaml has certificates or secrets of its own, which the trial's servers don't know: %s", t.site, asInit)
 	}
@@ -92,10 +92,13 @@ func (t *trial) place(c *lab.Config, p *plan.Plan) error {
 	return nil
 }
 
-// secure gives the lab's cluster a CA, and secrets.
-func secure(c *lab.Config) (err error) {
-	if c.TLS, err = lab.NewAuthority(); err != nil {
-		return err
+// secure gives the lab's cluster secrets, and a CA where hosts get certificates:
+// nobody carries one to a machine that boots from the network.
+func (t *trial) secure(c *lab.Config) (err error) {
+	if !t.network {
+		if c.TLS, err = lab.NewAuthority(); err != nil {
+			return err
+		}
 	}
 	key := make([]byte, 32)
 	_, _ = rand.Read(key) // never fails
@@ -111,6 +114,15 @@ func token() string {
 	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
 }
 
+// trialFile is a file beside the copy of the site: a secret of it, or one that is
+// laid into the host.
+type trialFile struct {
+	name   string
+	data   []byte
+	mode   os.FileMode
+	secret bool
+}
+
 // prepare makes a copy of the site that names the lab's secrets, and the host's
 // certificate, which in real life comes from elsewhere, for kiln boot --put.
 func (t *trial) prepare(c *lab.Config) (site string, put []string, err error) {
@@ -118,24 +130,25 @@ func (t *trial) prepare(c *lab.Config) (site string, put []string, err error) {
 	if err := os.CopyFS(site, os.DirFS(t.site)); err != nil {
 		return "", nil, fmt.Errorf("copying the site: %w", err)
 	}
-	certificate, err := c.TLS.Issue(t.host)
-	if err != nil {
-		return "", nil, err
-	}
-	more := "\n# For the trial alone.\ntls: {directory: /etc/grid-security, ca: ca.pem, cert: hostcert.pem, key: hostkey.pem}\nsecrets:\n"
-	for _, f := range []struct {
-		name   string
-		data   []byte
-		mode   os.FileMode
-		secret bool
-	}{
+	more := "\n# For the trial alone.\n"
+	files := []trialFile{
 		{"consul_encrypt", []byte(c.Secrets.Gossip), 0o600, true},
 		{"consul_agent_token", []byte(c.Secrets.Agent), 0o600, true},
 		{"nomad_consul_token", []byte(c.Secrets.Nomad), 0o600, true},
-		{"ca.pem", c.TLS.PEM, 0o644, false},
-		{"hostcert.pem", certificate.Cert, 0o644, false},
-		{"hostkey.pem", certificate.Key, 0o400, false},
-	} {
+	}
+	if c.TLS != nil {
+		certificate, err := c.TLS.Issue(t.host)
+		if err != nil {
+			return "", nil, err
+		}
+		more += "tls: {directory: /etc/grid-security, ca: ca.pem, cert: hostcert.pem, key: hostkey.pem}\n"
+		files = append(files,
+			trialFile{"ca.pem", c.TLS.PEM, 0o644, false},
+			trialFile{"hostcert.pem", certificate.Cert, 0o644, false},
+			trialFile{"hostkey.pem", certificate.Key, 0o400, false})
+	}
+	more += "secrets:\n"
+	for _, f := range files {
 		name := filepath.Join(t.dir, f.name)
 		if err := os.WriteFile(name, f.data, f.mode); err != nil {
 			return "", nil, err
