@@ -1,0 +1,199 @@
+package dhcp
+
+import (
+	"bytes"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/insomniacslk/dhcp/dhcpv4"
+
+	"github.com/alisw/kiln/netboot"
+	"github.com/alisw/kiln/plan"
+)
+
+// FuzzAnswer: whatever comes in, nothing crashes, and none but a registered host
+// gets a reply, which is to it.
+func FuzzAnswer(f *testing.F) {
+	for _, name := range []string{"ipxe-bios-discover", "ipxe-bios-request", "ovmf-http-discover", "ovmf-pxe-boot", "ovmf-pxe-discover", "ovmf-pxe-request", "snponly-discover"} {
+		for i := range 4 {
+			f.Add(captured(f, name), i&1 == 1, i&2 == 2)
+		}
+	}
+	for _, kind := range []dhcpv4.MessageType{request, release, decline, inform} {
+		f.Add(message(f, known, kind, want("10.77.0.101"), option(82, 1, 1, 1), option(43, 71, 4, 0, 1, 0, 0), option(77, 4, 'i', 'P', 'X', 'E')), true, false)
+	}
+	f.Add(message(f, unknown, discover, text(60, "PXEClient")), false, false)
+	var seen Sightings
+	servers := map[Mode]*Server{}
+	for _, mode := range []Mode{Proxy, Full} {
+		s, _ := newServer(f, mode)
+		s.Seen = seen.Add
+		servers[mode] = s
+	}
+	f.Fuzz(func(t *testing.T, packet []byte, full, boot bool) {
+		mode := Proxy
+		if full {
+			mode = Full
+		}
+		at := here
+		at.Boot = boot
+		r, why := servers[mode].Answer(packet, at)
+		if (r == nil) == (why == Answered) {
+			t.Fatalf("reply %v, reason %s", r, why)
+		}
+		if r == nil {
+			return
+		}
+		raw := r.Packet.ToBytes()
+		if !bytes.Equal(packet[28:34], []byte{0x52, 0x54, 0, 0x77, 0, 1}) || !bytes.Equal(raw[28:34], packet[28:34]) || !bytes.Equal(raw[4:8], packet[4:8]) {
+			t.Fatalf("a reply to % x, of % x", raw[28:34], packet[28:34])
+		}
+		p, err := dhcpv4.FromBytes(raw)
+		if err != nil {
+			t.Fatalf("the reply can't be read: %v", err)
+		}
+		if mode == Proxy && !address(p.YourIPAddr).IsUnspecified() {
+			t.Fatalf("a proxy gives %s", p.YourIPAddr)
+		}
+		if _, err := dhcpv4.FromBytes(packet); err != nil {
+			t.Fatalf("what can't be read has a reply: %v", err)
+		}
+	})
+}
+
+// TestUnknownMachines are listed, and never answered.
+func TestUnknownMachines(t *testing.T) {
+	s, c := newServer(t, Full)
+	var seen Sightings
+	s.Seen = seen.Add
+	for _, packet := range [][]byte{
+		message(t, unknown, discover, text(60, "PXEClient:Arch:00007:UNDI:003016"), option(93, 0, 7), option(97, 0, 0x33, 0x22, 0x11, 0, 0x55, 0x44, 0x77, 0x66, 0x88, 0x99, 0xaa, 0xbb, 0xcc, 0xdd, 0xee, 0xff)),
+		message(t, "52:54:00:77:00:98", discover, text(60, "PXEClient\x1b[2J\xff"), option(93, 0, 11)),
+		message(t, "52:54:00:77:00:97", discover), // a laptop
+		message(t, known, discover, text(60, "PXEClient")),
+	} {
+		c.Time = c.Add(time.Second)
+		s.Answer(packet, here)
+	}
+	var got strings.Builder
+	for _, u := range seen.List() {
+		fmt.Fprintln(&got, u.MAC, u.Vendor, "|", u.Firmware, "|", u.UUID)
+	}
+	expect(t, "the list", got.String(), `52:54:00:77:00:98 PXEClient?[2J? | UEFI ARM 64 | 
+52:54:00:77:00:99 PXEClient:Arch:00007:UNDI:003016 | UEFI x86-64 | 00112233-4455-6677-8899-aabbccddeeff
+`)
+	for i := range 3 * maxSightings {
+		c.Time = c.Add(time.Second)
+		seen.Add(Unknown{MAC: plan.MAC(fmt.Sprint(i)), Time: c.Time})
+	}
+	list := seen.List()
+	if len(list) != maxSightings || list[0].MAC != plan.MAC(fmt.Sprint(3*maxSightings-1)) {
+		t.Errorf("%d are kept, the last is %s", len(list), list[0].MAC)
+	}
+}
+
+// TestServerRefuses what it can't serve.
+func TestServerRefuses(t *testing.T) {
+	r := func(s string) Range {
+		r, err := ParseRange(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	for text, s := range map[string]*Server{
+		"needs one of IPv4":              {Address: netip.MustParseAddr("::1")},
+		"needs a range":                  {Mode: Full},
+		"a directory to keep its leases": {Mode: Full, Ranges: []Range{r("10.0.0.1-10.0.0.9")}},
+		"overlap":                        {Mode: Full, StateDir: "x", Ranges: []Range{r("10.0.0.1-10.0.0.9"), r("10.0.0.9-10.0.0.10")}},
+		"there is no interface nothing0": {Interfaces: []string{"nothing0"}},
+	} {
+		s.Log = slog.New(slog.DiscardHandler)
+		if err := s.Run(t.Context()); err == nil || !strings.Contains(err.Error(), text) {
+			t.Errorf("%v, not %q", err, text)
+		}
+	}
+}
+
+// TestCountersHaveAll: a counter that is there from the beginning can be alerted on.
+func TestCountersHaveAll(t *testing.T) {
+	var c Counters
+	counts := c.Read()
+	for k := range kinds {
+		if _, ok := counts.Answered[k.String()]; !ok || k.String() == "" {
+			t.Errorf("kind %d: %q", k, k)
+		}
+	}
+	for r := Answered + 1; r < reasons; r++ {
+		if _, ok := counts.Unanswered[r.String()]; !ok || r.String() == "" {
+			t.Errorf("reason %d: %q", r, r)
+		}
+	}
+}
+
+// inventory has n hosts, of which the last is of the MAC known.
+func inventory(t testing.TB, n int) *netboot.Inventory {
+	t.Helper()
+	hosts := make([]netboot.Host, n)
+	for i := range hosts {
+		mac := plan.MAC(fmt.Sprintf("02:00:00:%02x:%02x:%02x", i>>16, i>>8&255, i&255))
+		if i == n-1 {
+			mac = known
+		}
+		hosts[i] = netboot.Host{Name: fmt.Sprintf("h%d.example.org", i), NICs: []netboot.NIC{nicOf(mac, fmt.Sprintf("10.%d.%d.%d/8", 1+i>>16, i>>8&255, i&255))}}
+	}
+	in, err := netboot.NewHosts(hosts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return in
+}
+
+// TestManyHostsCostNothing: the allocations for a packet are the same for ten hosts
+// as for 100,000, and an unknown MAC has one at most.
+func TestManyHostsCostNothing(t *testing.T) {
+	inventories := []*netboot.Inventory{inventory(t, 10), inventory(t, 100_000)}
+	for _, mode := range []Mode{Proxy, Full} {
+		var allocations []float64
+		for _, in := range inventories {
+			s, _ := newServer(t, mode)
+			s.SetHosts(in)
+			packet, stranger := captured(t, "ovmf-pxe-discover"), message(t, unknown, discover, text(60, "PXEClient"))
+			allocations = append(allocations, testing.AllocsPerRun(100, func() {
+				if r, why := s.Answer(packet, here); r == nil {
+					t.Fatal(why)
+				}
+			}))
+			if a := testing.AllocsPerRun(100, func() { s.Answer(stranger, here) }); a > 1 {
+				t.Errorf("%s: an unknown MAC takes %v allocations", mode, a)
+			}
+		}
+		if slices.Min(allocations) != slices.Max(allocations) {
+			t.Errorf("%s: %v allocations", mode, allocations)
+		}
+	}
+}
+
+func BenchmarkAnswer(b *testing.B) {
+	for _, mode := range []Mode{Proxy, Full} {
+		for _, n := range []int{10, 100_000} {
+			s, _ := newServer(b, mode)
+			s.SetHosts(inventory(b, n))
+			for name, packet := range map[string][]byte{"known": captured(b, "ovmf-pxe-discover"), "unknown": message(b, unknown, discover, text(60, "PXEClient"))} {
+				b.Run(fmt.Sprintf("%s/%d/%s", mode, n, name), func(b *testing.B) {
+					b.ReportAllocs()
+					for b.Loop() {
+						if r, _ := s.Answer(packet, here); r != nil {
+							r.Packet.ToBytes()
+						}
+					}
+				})
+			}
+		}
+	}
+}
