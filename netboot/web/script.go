@@ -16,13 +16,15 @@ import (
 	"github.com/alisw/kiln/plan"
 )
 
-// fromDisk ends a script by booting the host's own disk. A UEFI firmware goes on
-// with its next boot option once iPXE ends. Many BIOSes don't, so iPXE starts the
-// first disk itself; where it can't, it ends, which may help.
+// fromDisk ends a script by booting the host's own disk, as the firmware's order of
+// boot has it. A UEFI firmware goes on with its next boot option when iPXE ends
+// without success (after a success it stops in its menu: seen with OVMF). Many
+// BIOSes don't go on, so iPXE starts their first disk itself; where it can't, it
+// ends, which helps with the others.
 const fromDisk = `iseq ${platform} efi || goto bios
-exit
+exit 1
 :bios
-sanboot --no-describe --drive 0x80 || exit
+sanboot --no-describe --drive 0x80 || exit 1
 `
 
 // ScriptPath is the path, on the plain HTTP server, of the script that iPXE is sent
