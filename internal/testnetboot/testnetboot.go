@@ -7,6 +7,8 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"io"
+	"log"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -94,7 +96,9 @@ type Server struct {
 // Start starts it.
 func (s *Server) Start(t testing.TB) {
 	t.Helper()
-	s.HTTPS = httptest.NewTLSServer(http.HandlerFunc(s.serve))
+	s.HTTPS = httptest.NewUnstartedServer(http.HandlerFunc(s.serve))
+	s.HTTPS.Config.ErrorLog = log.New(io.Discard, "", 0)
+	s.HTTPS.StartTLS()
 	t.Cleanup(s.HTTPS.Close)
 	s.Pin = protocol.Pin(s.HTTPS.Certificate())
 }
@@ -155,6 +159,9 @@ func refuse(w http.ResponseWriter, status int, r protocol.Refusal) {
 	w.WriteHeader(status)
 	_ = json.NewEncoder(w).Encode(r)
 }
+
+// SetStop has each report answered so from now on.
+func (s *Server) SetStop(why string) { s.mu.Lock(); s.Stop = why; s.mu.Unlock() }
 
 // Redeem has the token redeemed by somebody else.
 func (s *Server) Redeem() { s.mu.Lock(); s.redeemed = true; s.mu.Unlock() }
