@@ -120,12 +120,12 @@ func (r *reporter) run(ctx context.Context, stop func(error)) {
 }
 
 // failed sends the last report.
-func (r *reporter) failed(ctx context.Context, failure error) {
+func (r *reporter) failed(ctx context.Context, failure *Failure) {
 	if r.server == nil || errors.As(failure, new(errStopped)) {
 		return
 	}
 	report := r.next()
-	report.Error = failure.Error()
+	report.Step, report.Error = failure.Step, failure.Err.Error()
 	if _, err := r.server.Report(ctx, report); err != nil {
 		r.say(fmt.Sprintf("the server doesn't know of this: %v", err))
 	}
