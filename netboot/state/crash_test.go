@@ -169,7 +169,7 @@ func (w *world) check(before, now *Record) {
 // stays.
 func TestPower(t *testing.T) {
 	steps := map[string]int{}
-	for seed := range uint64(200) {
+	for seed := range uint64(150) {
 		w := newWorld(t, seed)
 		for range 60 {
 			before, old := w.record(), w.content()
@@ -219,7 +219,7 @@ func TestPower(t *testing.T) {
 func TestEachStep(t *testing.T) {
 	for name, tr := range transitions {
 		for step := range 6 {
-			for seed := range uint64(8) {
+			for seed := range uint64(4) {
 				r := rand.New(rand.NewPCG(seed, uint64(step)))
 				d, c := newRAM(r), newClock()
 				s := &Store{files: d, Now: c.now}

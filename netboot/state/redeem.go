@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"crypto/subtle"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -29,7 +30,10 @@ func refuse(code, format string, a ...any) *RefusedError {
 // Refusals are *RefusedError.
 func (s *Store) Redeem(token string, mac plan.MAC, address string) (session string, r *Record, err error) {
 	unknown := refuse(protocol.CodeToken, "there is no such token, or it is of another MAC than %.20q", string(mac))
-	host, r := s.holder(token)
+	host, r, err := s.holder(token)
+	if err != nil {
+		return "", nil, err
+	}
 	if r == nil || !same(r.TokenHash, token) {
 		return "", nil, unknown
 	}
@@ -88,48 +92,47 @@ func (s *Store) redeemWithin() time.Duration { return or(s.Timeouts.Redeem, 10*t
 // Session gives the record that a session is of, while that may go on: until all
 // is written, or it has failed. Refusals are *RefusedError.
 func (s *Store) Session(session string) (*Record, error) {
-	host, r := s.holder(session)
-	if r == nil {
-		return nil, noSession()
+	r, err := s.Of(session)
+	if err != nil {
+		return nil, err
 	}
-	return r, r.admits(host, session)
+	if !r.Running() {
+		return nil, refuse(protocol.CodeSession, "the installation of %s is over: %s: %s", r.Host, r.State(), r.Error)
+	}
+	return r, nil
 }
 
 // Of gives the record that a session is of, whether that is over or not.
 func (s *Store) Of(session string) (*Record, error) {
-	_, r := s.holder(session)
+	_, r, err := s.holder(session)
+	if err != nil {
+		return nil, err
+	}
 	if r == nil || !same(r.SessionHash, session) {
 		return nil, noSession()
 	}
 	return r, nil
 }
 
-// admits tells whether a session is the one of the record, which still runs.
-func (r *Record) admits(host, session string) error {
-	switch {
-	case !same(r.SessionHash, session):
-		return noSession()
-	case !r.Running():
-		return refuse(protocol.CodeSession, "the installation of %s is over: %s: %s", host, r.State(), r.Error)
-	}
-	return nil
-}
-
 func noSession() error {
 	return refuse(protocol.CodeSession, "there is no such session, or it is over")
 }
 
-// holder gives the record of the host whose name a token or a session begins with.
-func (s *Store) holder(secret string) (string, *Record) {
+// holder gives the record of the host whose name a token or a session begins with,
+// and nil where there is none. An error is the disk's: the installer asks again.
+func (s *Store) holder(secret string) (string, *Record, error) {
 	i := strings.LastIndexByte(secret, '.')
-	if i < 0 {
-		return "", nil
+	if i < 0 || checkName(secret[:i]) != nil {
+		return "", nil, nil
 	}
 	r, err := s.Get(secret[:i])
-	if err != nil {
-		return "", nil
+	if errors.Is(err, ErrUnknown) {
+		return "", nil, nil
 	}
-	return r.Host, r
+	if err != nil {
+		return "", nil, err
+	}
+	return r.Host, r, nil
 }
 
 // hash is what is stored of a secret. It has 256 random bits: there is nothing to

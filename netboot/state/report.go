@@ -112,11 +112,11 @@ func (s *Store) Note(session, text string) error {
 
 // withSession changes the record whose session it is.
 func (s *Store) withSession(session string, do func(r *Record) (outcome, error)) error {
-	host, r := s.holder(session)
-	if r == nil || !same(r.SessionHash, session) {
-		return noSession()
+	r, err := s.Of(session)
+	if err != nil {
+		return err
 	}
-	_, err := s.change(host, func(r *Record) (outcome, error) {
+	_, err = s.change(r.Host, func(r *Record) (outcome, error) {
 		if !same(r.SessionHash, session) { // it was armed again meanwhile
 			return keep, noSession()
 		}

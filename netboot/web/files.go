@@ -185,7 +185,7 @@ func (p *pieces) ReadFrom(from io.Reader) (int64, error) {
 	return sum, nil
 }
 
-// limitWrite bounds how long an answer may take to be sent.
-func limitWrite(w http.ResponseWriter, d time.Duration) {
-	http.NewResponseController(w).SetWriteDeadline(time.Now().Add(d)) //nolint:errcheck // a recorder in a test has none
+// limitWrite bounds how long an answer may take to be sent, from now on.
+func limitWrite(w http.ResponseWriter) {
+	http.NewResponseController(w).SetWriteDeadline(time.Now().Add(answerTime)) //nolint:errcheck // a recorder in a test has none
 }

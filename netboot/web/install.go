@@ -199,12 +199,12 @@ func bearer(r *http.Request) string {
 
 // read reads a request's JSON, and answers where it isn't that.
 func read(w http.ResponseWriter, r *http.Request, limit int64, to any) bool {
-	control := http.NewResponseController(w)
-	control.SetReadDeadline(time.Now().Add(time.Minute)) //nolint:errcheck // a recorder in a test has none
 	err := json.NewDecoder(http.MaxBytesReader(w, r.Body, limit)).Decode(to)
 	var large *http.MaxBytesError
 	switch {
 	case err == nil:
+		// It is all here: what follows takes the time that it takes.
+		http.NewResponseController(w).SetReadDeadline(time.Time{}) //nolint:errcheck // a recorder in a test has none
 		return true
 	case errors.As(err, &large):
 		refuse(w, http.StatusRequestEntityTooLarge, "", fmt.Sprintf("the request is larger than %d bytes", limit))
@@ -224,7 +224,7 @@ func refuse(w http.ResponseWriter, status int, code, text string) {
 func send(w http.ResponseWriter, status int, answer any) {
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-store")
-	limitWrite(w, time.Minute)
+	limitWrite(w)
 	w.WriteHeader(status)
 	json.NewEncoder(w).Encode(answer) //nolint:errcheck // whoever asked is gone
 }

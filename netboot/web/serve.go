@@ -36,7 +36,7 @@ func (s *Server) Serve(ctx context.Context, plain, secure net.Listener) error {
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	servers := []*http.Server{s.server(s.Plain()), s.server(s.TLS())}
+	servers := []*http.Server{s.server(ctx, s.Plain()), s.server(ctx, s.TLS())}
 	secure = tls.NewListener(secure, &tls.Config{
 		Certificates: []tls.Certificate{s.Certificate}, MinVersion: tls.VersionTLS13, NextProtos: []string{"http/1.1"},
 	})
@@ -74,9 +74,12 @@ func (s *Server) Serve(ctx context.Context, plain, secure net.Listener) error {
 	return err
 }
 
-func (s *Server) server(h http.Handler) *http.Server {
+// server makes one of the two. Its requests' contexts end with ctx: pages that are
+// live, and whoever waits for a secret, don't hold up its end; transfers go on.
+func (s *Server) server(ctx context.Context, h http.Handler) *http.Server {
 	return &http.Server{
-		Handler: h, ReadHeaderTimeout: headerTime, IdleTimeout: idleTime, MaxHeaderBytes: maxHeader,
+		BaseContext: func(net.Listener) context.Context { return ctx },
+		Handler:     h, ReadHeaderTimeout: headerTime, IdleTimeout: idleTime, MaxHeaderBytes: maxHeader,
 		ErrorLog: slog.NewLogLogger(s.Log.Handler(), slog.LevelDebug),
 	}
 }
@@ -211,6 +214,7 @@ func (s *Server) logged(name string, h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		start := time.Now()
 		seen := &observed{ResponseWriter: w, status: http.StatusOK}
+		limit(w, r, answerTime)
 		h.ServeHTTP(seen, r)
 		s.counts.requests(name, seen.status).Inc()
 		level := slog.LevelDebug
@@ -219,6 +223,33 @@ func (s *Server) logged(name string, h http.Handler) http.Handler {
 		}
 		s.Log.Log(r.Context(), level, "request", "server", name, "route", r.Pattern, "method", r.Method,
 			"status", seen.status, "address", source(r), "time", time.Since(start).Round(time.Millisecond))
+	})
+}
+
+// answerTime is how long a request's body, and an answer, may take to be sent;
+// transfers of files have other limits.
+const answerTime = time.Minute
+
+// limit sets when reading and writing a request have to be done. These are of the
+// connection: without new ones, those of the request before would hold.
+func limit(w http.ResponseWriter, r *http.Request, d time.Duration) {
+	var read, write time.Time
+	if d > 0 {
+		write = time.Now().Add(d)
+		if r.ContentLength != 0 { // else its end would end the request's context
+			read = write
+		}
+	}
+	control := http.NewResponseController(w)
+	control.SetReadDeadline(read)   //nolint:errcheck // a recorder in a test has none
+	control.SetWriteDeadline(write) //nolint:errcheck
+}
+
+// unlimited is for pages that are live: they set their own limits.
+func unlimited(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		limit(w, r, 0)
+		h.ServeHTTP(w, r)
 	})
 }
 

@@ -59,7 +59,8 @@ type Server struct {
 	Arm func(ctx context.Context, host, image, by string) (*state.Record, error)
 	// IPXE has iPXE's programs; nil: none are served.
 	IPXE fs.FS
-	// Dashboard answers what nothing else does; nil: nobody.
+	// Dashboard answers what nothing else does; nil: nobody. Its requests have no
+	// limits of time but their contexts, which end with the server.
 	Dashboard http.Handler
 	// Metrics gives those of the other servers: DHCP, TFTP.
 	Metrics func() []Metric
@@ -140,7 +141,7 @@ func (s *Server) both(mux *http.ServeMux) {
 	mux.HandleFunc("GET /metrics", s.metrics)
 	mux.HandleFunc("GET /api/v1/status", s.status)
 	if s.Dashboard != nil {
-		mux.Handle("/", s.Dashboard)
+		mux.Handle("/", unlimited(s.Dashboard))
 	}
 }
 
