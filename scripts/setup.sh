@@ -8,7 +8,7 @@ set -eu
 
 cd "$(dirname "$0")/.."
 
-packages='acl apt-utils ca-certificates cloud-init dnsmasq-base dosfstools e2fsprogs fdisk gcc gdisk git gnupg
+packages='acl apt-utils ca-certificates chromium cloud-init dnsmasq-base dosfstools e2fsprogs fdisk fonts-dejavu-core gcc gdisk git gnupg
 	grub-common ignition iproute2 jq minisign mmdebstrap mtools network-manager openssh-client ovmf pass procps python3
 	python3-jsonschema python3-yaml qemu-system-x86 qemu-utils seabios shellcheck systemd systemd-container
 	uidmap util-linux xfsprogs xorriso zstd'
