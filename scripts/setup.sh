@@ -8,10 +8,10 @@ set -eu
 
 cd "$(dirname "$0")/.."
 
-packages='acl apt-utils ca-certificates cloud-init curl dnsmasq-base dosfstools e2fsprogs fdisk gcc gdisk git gnupg
-	grub-common ignition iproute2 ipxe ipxe-qemu jq minisign mmdebstrap mtools network-manager openssh-client ovmf pass procps python3
-	python3-jsonschema python3-yaml qemu-system-x86 qemu-utils seabios shellcheck systemd systemd-container
-	uidmap util-linux xfsprogs xorriso zstd'
+packages='acl apt-utils atftp ca-certificates chromium cloud-init curl dnsmasq-base dosfstools e2fsprogs fdisk
+	fonts-dejavu-core gcc gdisk git gnupg grub-common ignition iproute2 ipxe ipxe-qemu jq minisign mmdebstrap
+	mtools network-manager openssh-client ovmf pass procps python3 python3-jsonschema python3-yaml qemu-system-x86
+	qemu-utils seabios shellcheck systemd systemd-container tftp-hpa uidmap util-linux xfsprogs xorriso zstd'
 # Enough to bake an image, to boot it, and to build the programs of its cluster.
 image_packages='apt-utils ca-certificates dnsmasq-base dosfstools e2fsprogs fdisk gcc git gnupg grub-common ipxe ipxe-qemu iproute2 mmdebstrap mtools
 	ovmf procps qemu-system-x86 qemu-utils seabios util-linux zstd'

@@ -74,6 +74,7 @@ type Dashboard struct {
 	done    chan struct{}
 	ending  sync.Once
 	streams atomic.Int64
+	seeds   chan struct{} // has room for those that are rendered at the same time
 	wall    wall
 }
 
@@ -85,6 +86,7 @@ const (
 func (d *Dashboard) init() {
 	d.once.Do(func() {
 		d.done = make(chan struct{})
+		d.seeds = make(chan struct{}, seedsAtOnce)
 		d.mux = http.NewServeMux()
 		d.mux.HandleFunc("GET /{$}", d.overview)
 		d.mux.HandleFunc("GET /hosts/{name}", d.host)

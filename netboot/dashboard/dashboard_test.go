@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"compress/gzip"
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -12,11 +13,14 @@ import (
 	"os"
 	"regexp"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/alisw/kiln/netboot/protocol"
 	"github.com/alisw/kiln/netboot/state"
 )
 
@@ -172,6 +176,38 @@ func TestBrokenStore(t *testing.T) {
 	}
 }
 
+// However many look at a host's page, seeds are rendered two at a time; one that
+// can't be is no error of the page.
+func TestGiven(t *testing.T) {
+	d := dashboard(newFake(each()...))
+	var now, most atomic.Int64
+	d.Given = func(context.Context, string) ([]protocol.SeedFile, error) {
+		n := now.Add(1)
+		defer now.Add(-1)
+		for m := most.Load(); n > m && !most.CompareAndSwap(m, n); m = most.Load() {
+		}
+		time.Sleep(5 * time.Millisecond)
+		return nil, errors.New("teigi://alibuild/x in /srv/site: no such key")
+	}
+	var all sync.WaitGroup
+	for range 10 {
+		all.Go(func() {
+			w := get(t, d, "/hosts/build01.example.org")
+			if w.Code != http.StatusOK || !strings.Contains(w.Body.String(), "kiln check says why") || strings.Contains(w.Body.String(), "/srv") {
+				t.Errorf("status %d: %s", w.Code, w.Body)
+			}
+		})
+	}
+	all.Wait()
+	if n := most.Load(); n != seedsAtOnce {
+		t.Errorf("%d at once", n)
+	}
+	big := givenOf(protocol.SeedFile{Name: "user-data", Data: []byte(strings.Repeat("a line\n", seedBytes/4))})
+	if n := len(big.Parts[0].Text); n > seedBytes || !strings.HasSuffix(big.Parts[0].Text, "\n") || big.Note == "" {
+		t.Errorf("a long file: %d bytes, %q", n, big.Note)
+	}
+}
+
 func TestStatic(t *testing.T) {
 	d := dashboard(newFake())
 	for name, kind := range map[string]string{"kiln.css": "text/css; charset=utf-8", "kiln.js": "text/javascript; charset=utf-8", "alarm.svg": "image/svg+xml"} {
@@ -220,17 +256,26 @@ func TestManyHosts(t *testing.T) {
 	}
 }
 
+// What a change costs the server, however many look.
 func BenchmarkWall(b *testing.B) {
-	f := newFake()
-	for i := range 500 {
-		f.put(record(fmt.Sprintf("build%03d.example.org", i), state.Writing, nil))
-	}
-	d := dashboard(f)
-	for b.Loop() {
-		d.wall.at = time.Time{}
-		if _, err := d.wallFor(true); err != nil {
-			b.Fatal(err)
-		}
+	for _, busy := range []int{16, 500} {
+		b.Run(fmt.Sprintf("%d of 500 busy", busy), func(b *testing.B) {
+			f := newFake()
+			for i := range 500 {
+				stage := state.Writing
+				if i >= busy {
+					stage = state.Ready
+				}
+				f.put(record(fmt.Sprintf("build%03d.example.org", i), stage, nil))
+			}
+			d := dashboard(f)
+			for b.Loop() {
+				d.wall.at = time.Time{}
+				if _, err := d.wallFor(true); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
 }
 

@@ -20,7 +20,8 @@ const (
 	consoleLines = 400
 	historyLines = 200
 	seedBytes    = 256 << 10
-	seedTime     = 5 * time.Second // that rendering a seed may take
+	seedTime     = 5 * time.Second // that rendering a seed may take, its turn included
+	seedsAtOnce  = 2               // since the server has installations to serve
 )
 
 // hostBody is what the template gets. It has no field for what must not be
@@ -219,25 +220,35 @@ type part struct {
 func (d *Dashboard) given(ctx context.Context, host string) (files []givenFile, note string) {
 	ctx, cancel := context.WithTimeout(ctx, seedTime)
 	defer cancel()
+	select {
+	case d.seeds <- struct{}{}:
+		defer func() { <-d.seeds }()
+	case <-ctx.Done():
+		return nil, "The server is busy with others' seeds: reload the page."
+	}
 	seed, err := d.Given(ctx, host)
 	if err != nil {
 		d.log().Warn("dashboard: a host's seed can't be rendered", "host", host, "error", err)
 		return nil, "It can't be rendered: kiln check says why."
 	}
 	for _, f := range seed {
-		g := givenFile{Name: status.Clean(f.Name), Size: status.Size(int64(len(f.Data)))}
-		switch text, whole := cutText(f); {
-		case !utf8.ValidString(text):
-			g.Note = "It is no text."
-		default:
-			g.Parts = partsOf(text)
-			if !whole {
-				g.Note = "This is its beginning."
-			}
-		}
-		files = append(files, g)
+		files = append(files, givenOf(f))
 	}
 	return files, ""
+}
+
+func givenOf(f protocol.SeedFile) givenFile {
+	g := givenFile{Name: status.Clean(f.Name), Size: status.Size(int64(len(f.Data)))}
+	text, whole := cutText(f)
+	if !utf8.ValidString(text) {
+		g.Note = "It is no text."
+		return g
+	}
+	if !whole {
+		g.Note = "This is its beginning."
+	}
+	g.Parts = partsOf(text)
+	return g
 }
 
 // cutText is as much of a file as is shown, up to a whole line.

@@ -17,11 +17,13 @@ import (
 // dozen screens cost what one does. It must be less than settle.
 const freshFor = 200 * time.Millisecond
 
-// wall is the page that many look at, rendered.
+// wall is the page that many look at, and what has been rendered of it: the
+// part that changes far more often than the whole.
 type wall struct {
 	mu             sync.Mutex
 	at             time.Time
-	page, fragment *rendered
+	is             page
+	whole, changes *rendered
 }
 
 // overview is the page at /, of all hosts; ?stage= and ?q= leave some out.
@@ -52,20 +54,20 @@ func (d *Dashboard) wallFor(fragment bool) (*rendered, error) {
 		if err != nil {
 			return nil, err
 		}
-		page, err := render(p, http.StatusOK, false)
-		if err != nil {
-			return nil, err
-		}
-		part, err := render(p, http.StatusOK, true)
-		if err != nil {
-			return nil, err
-		}
-		d.wall.at, d.wall.page, d.wall.fragment = began, page, part
+		d.wall.at, d.wall.is, d.wall.whole, d.wall.changes = began, p, nil, nil
 	}
+	out := &d.wall.whole
 	if fragment {
-		return d.wall.fragment, nil
+		out = &d.wall.changes
 	}
-	return d.wall.page, nil
+	if *out == nil {
+		r, err := render(d.wall.is, http.StatusOK, fragment)
+		if err != nil {
+			return nil, err
+		}
+		*out = r
+	}
+	return *out, nil
 }
 
 // overviewBody is what the template gets.
