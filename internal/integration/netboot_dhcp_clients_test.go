@@ -38,7 +38,7 @@ func (l *dhcpLab) udhcpc(t *testing.T, where, options string) (lease, said strin
 func udhcpc(t *testing.T, l *dhcpLab, where, options string) []string {
 	t.Helper()
 	script := filepath.Join(t.TempDir(), "script")
-	place(t, script, "#!/bin/sh\nip address flush dev eth0\n[ $1 = bound ] || exit 0\nip address add $ip/$mask dev eth0\necho \"GOT $ip $mask of $serverid\"\n")
+	place(t, script, "#!/bin/sh\n[ $1 != renew ] || exit 0\nip address flush dev eth0\n[ $1 = bound ] || exit 0\nip address add $ip/$mask dev eth0\necho \"GOT $ip $mask of $serverid\"\n")
 	l.sh(t, "chmod 755 "+script)
 	return append([]string{"ip", "netns", "exec", where, program(t, "udhcpc"), "-i", "eth0", "-f", "-s", script}, strings.Fields(options)...)
 }
