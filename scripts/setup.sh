@@ -9,14 +9,15 @@ set -eu
 cd "$(dirname "$0")/.."
 
 packages='acl apt-utils atftp ca-certificates chromium cloud-init curl dnsmasq-base dosfstools e2fsprogs fdisk
-	fonts-dejavu-core gcc gdisk git gnupg grub-common ignition iproute2 ipxe ipxe-qemu jq minisign mmdebstrap
-	mtools network-manager openssh-client ovmf pass procps python3 python3-jsonschema python3-yaml qemu-system-x86
-	qemu-utils seabios shellcheck systemd systemd-container tftp-hpa uidmap util-linux xfsprogs xorriso zstd'
+	fonts-dejavu-core gcc gdisk git gnupg grub-common ignition iproute2 ipxe ipxe-qemu isc-dhcp-client
+	isc-dhcp-relay jq minisign mmdebstrap mtools network-manager nginx-light openssh-client ovmf pass procps
+	python3 python3-jsonschema python3-yaml qemu-system-x86 qemu-utils seabios shellcheck systemd systemd-container
+	tcpdump tftp-hpa udhcpc uidmap util-linux xfsprogs xorriso zstd'
 # Enough to bake an image, to boot it, and to build the programs of its cluster.
 image_packages='apt-utils ca-certificates dnsmasq-base dosfstools e2fsprogs fdisk gcc git gnupg grub-common ipxe ipxe-qemu iproute2 mmdebstrap mtools
 	ovmf procps qemu-system-x86 qemu-utils seabios util-linux zstd'
 # Those of which the tests only want the programs: nothing of them is to run.
-asleep='cloud-init network-manager'
+asleep='cloud-init isc-dhcp-relay network-manager nginx-light'
 
 # sleep_tight PACKAGE keeps what was just installed from running at the next boot.
 sleep_tight() {
@@ -25,6 +26,7 @@ sleep_tight() {
 		mkdir -p /etc/cloud
 		touch /etc/cloud/cloud-init.disabled
 		;;
+	isc-dhcp-relay) systemctl disable isc-dhcp-relay.service >/dev/null 2>&1 || true ;;
 	network-manager) systemctl disable NetworkManager.service NetworkManager-wait-online.service >/dev/null 2>&1 || true ;;
 	esac
 }

@@ -15,7 +15,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/alisw/kiln/internal/lab"
 	"github.com/alisw/kiln/netboot"
@@ -34,6 +33,9 @@ const (
 type dhcpConfig struct {
 	Full  bool
 	Range string
+	// Chain has the first script start undionly.kpxe: QEMU's cards have iPXE in their
+	// ROM, which needs no other.
+	Chain bool
 	State string
 	Hosts []netboot.Host
 }
@@ -77,11 +79,16 @@ func TestNetbootDHCPServer(t *testing.T) {
 	if err := s.Listen(ctx); err != nil {
 		t.Fatal(err)
 	}
-	mux := http.NewServeMux()
+	mux, n := http.NewServeMux(), 0 // of one host alone
 	mux.Handle("GET /ipxe/", http.StripPrefix("/ipxe/", http.FileServer(http.Dir("/usr/lib/ipxe"))))
 	mux.HandleFunc("GET /boot/{mac}/script.ipxe", func(w http.ResponseWriter, r *http.Request) {
 		log.Info("script", "mac", r.PathValue("mac"), "agent", r.UserAgent())
-		fmt.Fprint(w, "#!ipxe\necho the script runs\nsleep 60\n")
+		if n++; c.Chain && n == 1 {
+			fmt.Fprintf(w, "#!ipxe\nchain tftp://%s/%s\n", dhcpOwn, dhcp.DefaultBIOSFile)
+			return
+		}
+		log.Info("script, the last", "mac", r.PathValue("mac"))
+		fmt.Fprint(w, "#!ipxe\nsleep 60\n")
 	})
 	go func() { _ = http.ListenAndServe(dhcpOwn+":8080", mux) }()
 	if err := s.Serve(ctx); err != nil {
@@ -100,7 +107,7 @@ type dhcpLab struct {
 func newDHCPLab(t *testing.T) *dhcpLab {
 	t.Helper()
 	l := &dhcpLab{space: newSpace(t)}
-	l.sh(t, `ip link add kiln0 type bridge && ip address add `+dhcpOwn+`/24 dev kiln0 && ip address add fd77::1/64 dev kiln0 nodad && ip link set kiln0 up
+	l.sh(t, `ip link add kiln0 type bridge && ip address add `+dhcpOwn+`/24 dev kiln0 && ip link set kiln0 up
 		mkdir -p /run/netns`)
 	return l
 }
@@ -133,7 +140,7 @@ func (l *dhcpLab) serve(t *testing.T, c dhcpConfig) {
 func (l *dhcpLab) start(t *testing.T, argv ...string) *lab.Daemon {
 	t.Helper()
 	d := l.daemon(t, argv...)
-	t.Cleanup(func() { t0:=time.Now(); _ = d.Stop(); t.Log("stop", argv[0], time.Since(t0)) })
+	t.Cleanup(func() { _ = d.Stop() }) // it may have ended
 	return d
 }
 
@@ -166,38 +173,45 @@ func dhcpHost(name string, mac plan.MAC, addresses ...string) netboot.Host {
 }
 
 // TestFirmwareReachesItsScript boots real firmware, until iPXE asks for the
-// script, beside a real dnsmasq that gives the addresses, and without one.
+// script: beside a real dnsmasq that gives the addresses, and without one.
 func TestFirmwareReachesItsScript(t *testing.T) {
+	needRoot(t)
 	program(t, "qemu-system-x86_64")
-	for _, full := range []bool{false, true} {
+	for _, mode := range []string{"proxy", "full"} {
 		for _, firmware := range []string{"bios", "pxe", "http"} {
-			t.Run(firmware+map[bool]string{false: "-proxy", true: "-full"}[full], func(t *testing.T) {
+			t.Run(firmware+"-"+mode, func(t *testing.T) {
+				t.Parallel()
 				l := newDHCPLab(t)
 				const mac = "52:54:00:77:00:01"
-				if !full {
+				if mode == "proxy" {
 					l.dnsmasq(t)
 				}
-				l.start(t, program(t, "dnsmasq"), "--keep-in-foreground", "--conf-file=/dev/null", "--user=root", "--port=0", "--pid-file", "--log-facility=-",
-					"--interface=kiln0", "--bind-interfaces", "--enable-tftp", "--tftp-root=/usr/lib/ipxe", "--enable-ra", "--dhcp-range=fd77::,ra-only")
-				l.serve(t, dhcpConfig{Full: full, Range: "10.77.0.100-10.77.0.199", Hosts: []netboot.Host{dhcpHost("build01.example.org", mac)}})
-				l.sh(t, "ip tuntap add tap0 mode tap && ip link set tap0 master kiln0 up")
-				pcap := os.Getenv("KILN_TEST_PCAP")
-				if pcap != "" {
-					l.start(t, "tcpdump", "-U", "-i", "kiln0", "-w", fmt.Sprintf("%s/%s-%v.pcap", pcap, firmware, full))
-				}
+				l.files(t)
+				l.serve(t, dhcpConfig{Full: mode == "full", Range: "10.77.0.100-10.77.0.199", Chain: firmware == "bios", Hosts: []netboot.Host{dhcpHost("build01.example.org", mac)}})
 				l.machine(t, firmware, mac)
-				eventually(t, "iPXE asks for its script", func() bool {
-					return strings.Contains(l.kiln.Log(), "msg=script mac=52-54-00-77-00-01")
-				})
-				if os.Getenv("DEBUGT")!="" { t.Log(time.Now(), l.kiln.Log()) }
+				eventually(t, "iPXE runs its last script", func() bool { return strings.Contains(l.kiln.Log(), `msg="script, the last" mac=52-54-00-77-00-01`) })
+				want := map[string]string{"bios": "gives=script", "pxe": "gives=efi file=snponly.efi", "http": "gives=http file=http://10.77.0.1:8080/ipxe/snponly.efi"}[firmware]
+				if !strings.Contains(l.kiln.Log(), want) {
+					t.Errorf("it came another way: the log lacks %q", want)
+				}
 			})
 		}
 	}
 }
 
+// files serves what Debian's package ipxe has by TFTP, and tells of an IPv6 router:
+// iPXE waits 16 seconds for one before it goes on.
+func (l *dhcpLab) files(t *testing.T) {
+	t.Helper()
+	l.sh(t, "ip address add fd77::1/64 dev kiln0 nodad")
+	l.start(t, program(t, "dnsmasq"), "--keep-in-foreground", "--conf-file=/dev/null", "--user=root", "--port=0", "--pid-file", "--log-facility=-",
+		"--interface=kiln0", "--bind-interfaces", "--enable-tftp", "--tftp-root=/usr/lib/ipxe", "--enable-ra", "--dhcp-range=fd77::,ra-only")
+}
+
 // machine starts a virtual machine without a disk.
 func (l *dhcpLab) machine(t *testing.T, firmware string, mac plan.MAC) {
 	t.Helper()
+	l.sh(t, "ip tuntap add tap0 mode tap && ip link set tap0 master kiln0 up")
 	argv := []string{"qemu-system-x86_64", "-accel", "tcg,thread=multi", "-m", "512", "-display", "none", "-serial", "stdio", "-monitor", "none", "-nodefaults",
 		"-netdev", "tap,id=n0,ifname=tap0,script=no,downscript=no"}
 	device := "virtio-net-pci,netdev=n0,mac=" + string(mac)

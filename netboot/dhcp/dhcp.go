@@ -27,6 +27,10 @@
 // through undionly.kpxe or snponly.efi as other firmware is; if that leads back to
 // the same place three times, it is left alone.
 //
+// snponly.efi uses the firmware's own driver of the card that booted, so that it
+// doesn't have to initialise others. Either iPXE waits for an IPv6 router before it
+// goes on: 16 seconds, where the network has none.
+//
 // Nothing here decides whether a host is installed: its script does.
 package dhcp
 

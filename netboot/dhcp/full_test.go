@@ -240,11 +240,9 @@ func TestRanges(t *testing.T) {
 		"fd00::1-fd00::2":          "IPv4 addresses alone",
 	} {
 		r, err := ParseRange(text)
-		got := fmt.Sprint(r.First, r.Last, r.Network)
+		got := fmt.Sprintf("%s %s %s", r.First, r.Last, r.Network)
 		if err != nil {
 			got = err.Error()
-		} else {
-			got = fmt.Sprintf("%s %s %s", r.First, r.Last, r.Network)
 		}
 		if !strings.Contains(got, want) {
 			t.Errorf("%s: %s, not %s", text, got, want)
