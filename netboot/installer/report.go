@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -21,6 +22,8 @@ type reporter struct {
 	state  protocol.Report
 	lines  []string
 	change chan struct{}
+	cancel context.CancelFunc
+	ended  chan struct{}
 }
 
 // mostLines are kept while the server doesn't answer: the last ones.
@@ -92,6 +95,42 @@ func (r *reporter) next() protocol.Report {
 type errStopped struct{ why string }
 
 func (e errStopped) Error() string { return "the server has stopped it: " + e.why }
+
+// begin starts the reports.
+func (r *reporter) begin(ctx context.Context, stop func(error)) {
+	ctx, r.cancel = context.WithCancel(ctx)
+	r.ended = make(chan struct{})
+	go func() {
+		defer close(r.ended)
+		defer caught(stop)
+		r.run(ctx, stop)
+	}()
+}
+
+// end ends the reports, if there are any, and returns when there are none any more.
+func (r *reporter) end() {
+	if r.cancel != nil {
+		r.cancel()
+		<-r.ended
+	}
+}
+
+// last ends the reports with one of what wasn't reported yet.
+func (r *reporter) last(ctx context.Context) error {
+	r.end()
+	answer, err := r.server.Report(ctx, r.next())
+	if err == nil && answer.Stop != "" {
+		return errStopped{answer.Stop}
+	}
+	return err
+}
+
+// caught makes an error of a panic, which else would end the machine's first process.
+func caught(stop func(error)) {
+	if p := recover(); p != nil {
+		stop(fmt.Errorf("a mistake in the installer itself: %v\n%s", p, debug.Stack()))
+	}
+}
 
 // run sends reports until ctx ends. What ends the installation, that the server
 // wants it or isn't there any more, goes to stop.

@@ -26,7 +26,6 @@ type memory struct {
 	safe   []byte   // what a power cut leaves
 	ops    []change // since the last flush
 	fuel   int      // operations until the power is cut; negative: never
-	after  func(op int)
 	count  int
 	bad    int64 // a byte that isn't kept; 0: none
 }
