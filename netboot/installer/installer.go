@@ -95,8 +95,8 @@ func (i *Installer) Run(ctx context.Context) error {
 		return nil
 	}
 	failure := &Failure{i.report.current(), err}
-	cancel(nil)
 	i.report.end()
+	cancel(nil)
 	i.report.failed(context.WithoutCancel(ctx), failure)
 	return failure
 }

@@ -22,7 +22,9 @@ type reporter struct {
 	state  protocol.Report
 	lines  []string
 	change chan struct{}
+	once   sync.Once
 	cancel context.CancelFunc
+	quit   chan struct{} // closed: no further report
 	ended  chan struct{}
 }
 
@@ -99,7 +101,7 @@ func (e errStopped) Error() string { return "the server has stopped it: " + e.wh
 // begin starts the reports.
 func (r *reporter) begin(ctx context.Context, stop func(error)) {
 	ctx, r.cancel = context.WithCancel(ctx)
-	r.ended = make(chan struct{})
+	r.quit, r.ended = make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(r.ended)
 		defer caught(stop)
@@ -108,8 +110,17 @@ func (r *reporter) begin(ctx context.Context, stop func(error)) {
 }
 
 // end ends the reports, if there are any, and returns when there are none any more.
+// One that is being sent may arrive: given up, it could reach the server after a
+// later one.
 func (r *reporter) end() {
-	if r.cancel != nil {
+	if r.cancel == nil {
+		return
+	}
+	defer r.cancel()
+	r.once.Do(func() { close(r.quit) })
+	select {
+	case <-r.ended:
+	case <-time.After(2 * time.Second):
 		r.cancel()
 		<-r.ended
 	}
@@ -151,6 +162,8 @@ func (r *reporter) run(ctx context.Context, stop func(error)) {
 		}
 		select {
 		case <-ctx.Done():
+			return
+		case <-r.quit:
 			return
 		case <-tick.C:
 		case <-r.change:
