@@ -148,6 +148,12 @@ func (i *installs) boot(t *testing.T, s *testnetboot.Server, network, until stri
 			}
 			return console()
 		case <-time.After(200 * time.Millisecond):
+			// What is waited for may be part of what a failure says.
+			if text := console(); strings.HasSuffix(text, "==\n") && (until == "" || !strings.Contains(text, until)) {
+				cancel()
+				<-ended
+				t.Fatalf("it has failed:\n%s", text)
+			}
 			if until != "" && strings.Contains(console(), until) {
 				time.Sleep(3 * time.Second) // it must stay
 				select {
@@ -313,6 +319,7 @@ func (i *installs) cut(t *testing.T) {
 	i.most = 4
 	s := i.server(t)
 	i.most = 0
+	s.Job.Data = nil
 	disk := filepath.Join(t.TempDir(), "disk")
 	testnetboot.Place(t, disk, testnetboot.Disk(80<<20, 7))
 	i.boot(t, s, "virtio-net-pci", "from here on the disk has nothing that boots", drive("a", disk, "SYS1")...)
