@@ -6,6 +6,8 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"reflect"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -27,7 +29,7 @@ const (
 var always = []string{"ext4", "sd_mod"}
 
 // machine is the one that this runs on.
-type machine struct{}
+type machine struct{ say func(string) }
 
 // Hardware loads the drivers of all devices, until the interface that booted is there.
 func (*machine) Hardware(ctx context.Context, mac plan.MAC, say func(string)) error {
@@ -79,11 +81,25 @@ func (*machine) Disks() ([]installer.Disk, error) { return installer.ReadDisks("
 
 // Open opens a disk for writing.
 func (*machine) Open(d *installer.Disk) (installer.Target, error) {
-	return installer.OpenBlockDevice("/dev/"+d.Name, d.Size)
+	opened, err := installer.OpenBlockDevice("/dev/"+d.Name, d.Size)
+	if err != nil {
+		return nil, err
+	}
+	// As long as it's open, its name is no other disk's.
+	now, err := installer.ReadDisks("/sys")
+	if err == nil && !slices.ContainsFunc(now, func(n installer.Disk) bool { return reflect.DeepEqual(n, *d) }) {
+		err = fmt.Errorf("%s isn't what it was when it was chosen: was a disk exchanged?", d)
+	}
+	if err != nil {
+		opened.Close()
+		return nil, err
+	}
+	return opened, nil
 }
 
 // Reboot restarts the machine.
-func (*machine) Reboot() error {
+func (m *machine) Reboot() error {
+	m.say(memory.String())
 	unix.Sync()
 	time.Sleep(time.Second) // for the console, and its last report
 	return unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)

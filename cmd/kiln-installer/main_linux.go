@@ -39,6 +39,7 @@ func main() {
 	c.open()
 	if err == nil {
 		go reap()
+		go memory.watch()
 		ignoreSignals()
 		err = install(c)
 	}
@@ -65,7 +66,7 @@ func install(c *console) (err error) {
 		return err
 	}
 	c.line("kiln-installer " + version + " installs " + boot.Host)
-	i := &installer.Installer{Boot: boot, Machine: &machine{}, Console: c.line}
+	i := &installer.Installer{Boot: boot, Machine: &machine{say: c.line}, Console: c.line}
 	return i.Run(context.Background())
 }
 

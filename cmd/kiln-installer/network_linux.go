@@ -74,7 +74,7 @@ func askOnce(ctx context.Context, dev *net.Interface) (*nclient4.Lease, error) {
 		return nil, err
 	}
 	defer c.Close()
-	return c.Request(ctx)
+	return c.Request(ctx, dhcpv4.WithOption(dhcpv4.OptClassIdentifier("kiln-installer")))
 }
 
 // keep renews a lease at half of its time: waiting in line may take longer than it.

@@ -78,7 +78,7 @@ func readTable(head []byte, size int64) (*table, error) {
 // headerSum is the checksum of a header, in which its own place counts as zero.
 func headerSum(h []byte) uint32 {
 	length := binary.LittleEndian.Uint32(h[atHeaderSize:])
-	if length > uint32(len(h)) {
+	if length < headerSize || length > uint32(len(h)) {
 		return 0
 	}
 	h = bytes.Clone(h[:length])

@@ -90,28 +90,19 @@ func (i *Installer) Run(ctx context.Context) error {
 	}
 	work, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	reports := make(chan struct{})
-	close(reports)
-	err := i.install(work, func() {
-		reports = make(chan struct{})
-		go func() {
-			defer close(reports)
-			i.report.run(work, cancel)
-		}()
-	})
+	err := i.install(work, cancel)
 	if err == nil {
 		return nil
 	}
 	failure := &Failure{i.report.current(), err}
-	// The reports end before the last one is sent.
+	i.report.end()
 	cancel(nil)
-	<-reports
 	i.report.failed(context.WithoutCancel(ctx), failure)
 	return failure
 }
 
-// install does the steps. Once the server knows the installation, it calls begin.
-func (i *Installer) install(ctx context.Context, begin func()) error {
+// install does the steps. The server's wish to end it goes to stop.
+func (i *Installer) install(ctx context.Context, stop func(error)) error {
 	r := i.report
 	say := func(s string) { r.line("%s", s) }
 	r.step(protocol.StepHardware)
@@ -129,7 +120,7 @@ func (i *Installer) install(ctx context.Context, begin func()) error {
 	if err := i.redeem(ctx, say); err != nil {
 		return err
 	}
-	begin()
+	r.begin(ctx, stop)
 	r.step(protocol.StepDisk)
 	disk, err := i.choose(ctx)
 	if err != nil {
@@ -156,6 +147,10 @@ func (i *Installer) install(ctx context.Context, begin func()) error {
 		return err
 	}
 	r.step(protocol.StepReboot)
+	// The session may be over as soon as the server knows: no report may come after that.
+	if err := r.last(ctx); err != nil {
+		return err
+	}
 	if err := i.Server.Written(ctx); err != nil {
 		return fmt.Errorf("the disk is written, but the server doesn't know: %w", err)
 	}
@@ -200,6 +195,10 @@ func (i *Installer) choose(ctx context.Context) (*Disk, error) {
 	}
 	if wait == 0 {
 		wait = 30 * time.Second
+	}
+	if r := i.job.Install; r.Serial == "" && r.WWN == "" && r.Path == "" {
+		// One that comes late would make a choice of the only one wrong.
+		settle *= 5
 	}
 	begun := time.Now()
 	since, last := begun, ""
@@ -266,6 +265,7 @@ func (i *Installer) write(ctx context.Context, disk *Disk, image *images.Disk, f
 		Progress: func(done int64) { r.progress(done, image.Size) },
 	}
 	r.progress(0, image.Size)
+	r.line("write: from here on the disk has nothing that boots")
 	if err := w.Invalidate(); err != nil {
 		return err
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -21,6 +22,10 @@ type reporter struct {
 	state  protocol.Report
 	lines  []string
 	change chan struct{}
+	once   sync.Once
+	cancel context.CancelFunc
+	quit   chan struct{} // closed: no further report
+	ended  chan struct{}
 }
 
 // mostLines are kept while the server doesn't answer: the last ones.
@@ -93,6 +98,51 @@ type errStopped struct{ why string }
 
 func (e errStopped) Error() string { return "the server has stopped it: " + e.why }
 
+// begin starts the reports.
+func (r *reporter) begin(ctx context.Context, stop func(error)) {
+	ctx, r.cancel = context.WithCancel(ctx)
+	r.quit, r.ended = make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(r.ended)
+		defer caught(stop)
+		r.run(ctx, stop)
+	}()
+}
+
+// end ends the reports, if there are any, and returns when there are none any more.
+// One that is being sent may arrive: given up, it could reach the server after a
+// later one.
+func (r *reporter) end() {
+	if r.cancel == nil {
+		return
+	}
+	defer r.cancel()
+	r.once.Do(func() { close(r.quit) })
+	select {
+	case <-r.ended:
+	case <-time.After(2 * time.Second):
+		r.cancel()
+		<-r.ended
+	}
+}
+
+// last ends the reports with one of what wasn't reported yet.
+func (r *reporter) last(ctx context.Context) error {
+	r.end()
+	answer, err := r.server.Report(ctx, r.next())
+	if err == nil && answer.Stop != "" {
+		return errStopped{answer.Stop}
+	}
+	return err
+}
+
+// caught makes an error of a panic, which else would end the machine's first process.
+func caught(stop func(error)) {
+	if p := recover(); p != nil {
+		stop(fmt.Errorf("a mistake in the installer itself: %v\n%s", p, debug.Stack()))
+	}
+}
+
 // run sends reports until ctx ends. What ends the installation, that the server
 // wants it or isn't there any more, goes to stop.
 func (r *reporter) run(ctx context.Context, stop func(error)) {
@@ -112,6 +162,8 @@ func (r *reporter) run(ctx context.Context, stop func(error)) {
 		}
 		select {
 		case <-ctx.Done():
+			return
+		case <-r.quit:
 			return
 		case <-tick.C:
 		case <-r.change:

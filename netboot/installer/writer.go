@@ -154,7 +154,8 @@ func (w *Writer) each(ctx context.Context, spans []span, worker func() (func(con
 		return nil
 	})
 	for range w.workers() {
-		g.Go(func() error {
+		g.Go(func() (err error) {
+			defer caught(func(e error) { err = e })
 			do, end, err := worker()
 			if err != nil {
 				return err
