@@ -3,20 +3,23 @@
 #
 #   scripts/setup.sh packages      install the Debian packages that the tests run
 #   scripts/setup.sh image         install those alone that make image runs
+#   scripts/setup.sh netboot       install those alone that make bench-netboot runs
 #   scripts/setup.sh shellcheck    check every shell script of the repository
 set -eu
 
 cd "$(dirname "$0")/.."
 
-packages='acl apt-utils ca-certificates cloud-init dnsmasq-base dosfstools e2fsprogs fdisk gcc gdisk git gnupg
-	grub-common ignition iproute2 jq minisign mmdebstrap mtools network-manager openssh-client ovmf pass procps python3
+packages='acl apt-utils atftp ca-certificates cloud-init curl dnsmasq-base dosfstools e2fsprogs fdisk gcc gdisk git gnupg
+	grub-common ignition iproute2 jq minisign mmdebstrap mtools network-manager nginx-light openssh-client ovmf pass procps python3
 	python3-jsonschema python3-yaml qemu-system-x86 qemu-utils seabios shellcheck systemd systemd-container
-	uidmap util-linux xfsprogs xorriso zstd'
+	tftp-hpa uidmap util-linux xfsprogs xorriso zstd'
 # Enough to bake an image, to boot it, and to build the programs of its cluster.
 image_packages='apt-utils ca-certificates dnsmasq-base dosfstools e2fsprogs fdisk gcc git gnupg grub-common iproute2 mmdebstrap mtools
 	ovmf procps qemu-system-x86 qemu-utils seabios util-linux zstd'
+# What the speed of booting is measured with.
+netboot_packages='curl iproute2 nginx-light util-linux'
 # Those of which the tests only want the programs: nothing of them is to run.
-asleep='cloud-init network-manager'
+asleep='cloud-init network-manager nginx-light'
 
 # sleep_tight PACKAGE keeps what was just installed from running at the next boot.
 sleep_tight() {
@@ -25,13 +28,17 @@ sleep_tight() {
 		mkdir -p /etc/cloud
 		touch /etc/cloud/cloud-init.disabled
 		;;
+	nginx-light) systemctl disable nginx.service >/dev/null 2>&1 || true ;;
 	network-manager) systemctl disable NetworkManager.service NetworkManager-wait-online.service >/dev/null 2>&1 || true ;;
 	esac
 }
 
 case ${1-} in
-packages | image)
-	[ "$1" = packages ] || packages=$image_packages
+packages | image | netboot)
+	case $1 in
+	image) packages=$image_packages ;;
+	netboot) packages=$netboot_packages ;;
+	esac
 	missing=
 	for p in $packages; do
 		[ "$(dpkg-query -W -f '${db:Status-Status}' "$p" 2>/dev/null)" = installed ] || missing="$missing $p"
@@ -73,7 +80,7 @@ shellcheck)
 	done | xargs -0 -r shellcheck
 	;;
 *)
-	echo "usage: setup.sh packages|image|shellcheck" >&2
+	echo "usage: setup.sh packages|image|netboot|shellcheck" >&2
 	exit 2
 	;;
 esac
