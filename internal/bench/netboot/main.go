@@ -1,3 +1,5 @@
+//go:build linux
+
 // Command netboot measures how fast hosts boot from the network, beside other
 // programs that do the same on the same machine in the same run, and prints it
 // with its ratios. It fails for wrong results only, never by the clock.
