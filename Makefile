@@ -11,10 +11,10 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 LDFLAGS := -s -w -X main.version=$(VERSION)
 FUZZ    ?= 10s
 
-.PHONY: help image demo-netboot build setup hashicorp packages check lint unit test integration matrix portable bench bench-image fuzz clean
+.PHONY: help image demo-netboot build setup hashicorp packages check lint unit test integration matrix portable bench bench-image bench-netboot fuzz clean
 
 help: ## print this
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 image: ## bake alissandra for the example site, and boot it beside real servers (as root)
 	@scripts/image.sh
@@ -74,6 +74,10 @@ bench: ## print the speeds, as ratios where there is something to compare with
 
 bench-image: ## print how long builds take, beside mmdebstrap (as root, 15 minutes)
 	@go run ./internal/bench/image -hashicorp "$$(scripts/hashicorp/packages.sh --output $(CACHE)/hashicorp/apt >/dev/null && echo $(CACHE)/hashicorp/apt)"
+
+bench-netboot: ## print how fast hosts boot from the network, beside pin/tftp and nginx (as root)
+	@scripts/setup.sh netboot
+	@go run ./internal/bench/netboot $(BENCH_NETBOOT)
 
 fuzz: ## run each fuzz target for FUZZ=10s
 	@scripts/fuzz.sh $(FUZZ)

@@ -3,6 +3,7 @@
 #
 #   scripts/setup.sh packages      install the Debian packages that the tests run
 #   scripts/setup.sh image         install those alone that make image runs
+#   scripts/setup.sh netboot       install those alone that make bench-netboot runs
 #   scripts/setup.sh shellcheck    check every shell script of the repository
 set -eu
 
@@ -16,6 +17,8 @@ packages='acl apt-utils atftp ca-certificates chromium cloud-init curl dnsmasq-b
 # Enough to bake an image, to boot it, and to build the programs of its cluster.
 image_packages='apt-utils ca-certificates dnsmasq-base dosfstools e2fsprogs fdisk gcc git gnupg grub-common ipxe ipxe-qemu iproute2 mmdebstrap mtools
 	ovmf procps qemu-system-x86 qemu-utils seabios util-linux zstd'
+# What the speed of booting is measured with.
+netboot_packages='curl iproute2 nginx-light util-linux'
 # Those of which the tests only want the programs: nothing of them is to run.
 asleep='cloud-init isc-dhcp-relay network-manager nginx-light'
 
@@ -27,13 +30,17 @@ sleep_tight() {
 		touch /etc/cloud/cloud-init.disabled
 		;;
 	isc-dhcp-relay) systemctl disable isc-dhcp-relay.service >/dev/null 2>&1 || true ;;
+	nginx-light) systemctl disable nginx.service >/dev/null 2>&1 || true ;;
 	network-manager) systemctl disable NetworkManager.service NetworkManager-wait-online.service >/dev/null 2>&1 || true ;;
 	esac
 }
 
 case ${1-} in
-packages | image)
-	[ "$1" = packages ] || packages=$image_packages
+packages | image | netboot)
+	case $1 in
+	image) packages=$image_packages ;;
+	netboot) packages=$netboot_packages ;;
+	esac
 	missing=
 	for p in $packages; do
 		[ "$(dpkg-query -W -f '${db:Status-Status}' "$p" 2>/dev/null)" = installed ] || missing="$missing $p"
@@ -75,7 +82,7 @@ shellcheck)
 	done | xargs -0 -r shellcheck
 	;;
 *)
-	echo "usage: setup.sh packages|image|shellcheck" >&2
+	echo "usage: setup.sh packages|image|netboot|shellcheck" >&2
 	exit 2
 	;;
 esac

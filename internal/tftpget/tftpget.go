@@ -13,6 +13,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Get is how a file is fetched. The zero value asks for no option.
@@ -59,7 +61,7 @@ func (g *Get) Each(ctx context.Context, server netip.AddrPort, name string, sink
 	}
 	defer c.Close()
 	defer context.AfterFunc(ctx, func() { c.Close() })()
-	f := &fetch{get: g, conn: c, peer: server, block: 512, window: 1, sink: sink, said: g.request(name)}
+	f := &fetch{get: g, conn: c, server: server, block: 512, window: 1, sink: sink, said: g.request(name)}
 	if err := f.run(); err != nil {
 		if ctx.Err() != nil {
 			err = context.Cause(ctx)
@@ -90,8 +92,8 @@ func (g *Get) request(name string) []byte {
 type fetch struct {
 	get    *Get
 	conn   *net.UDPConn
-	peer   netip.AddrPort // the server's port, then the transfer's
-	bound  bool           // peer is the transfer's
+	server netip.AddrPort
+	bound  bool // the socket is connected to the transfer's port
 	block  int
 	window int
 	sink   func([]byte) error
@@ -112,16 +114,16 @@ func (f *fetch) run() error {
 	if tries == 0 {
 		tries = 8
 	}
-	if _, err := f.conn.WriteToUDPAddrPort(f.said, f.peer); err != nil {
+	if err := f.say(f.said); err != nil {
 		return err
 	}
-	buf := make([]byte, 65536)
+	buf := make([]byte, max(2048, f.get.Block+4))
 	heard := time.Now()
 	if err := f.conn.SetReadDeadline(heard.Add(wait)); err != nil {
 		return err
 	}
 	for silent := 0; !f.done; {
-		n, from, err := f.conn.ReadFromUDPAddrPort(buf)
+		n, from, err := f.read(buf)
 		switch {
 		case errors.Is(err, os.ErrDeadlineExceeded):
 			// A deadline per packet would cost as much as the packet: it is set when it passes.
@@ -132,7 +134,7 @@ func (f *fetch) run() error {
 				f.get.Repeated++
 				f.missed, f.since = false, 0
 				heard = time.Now()
-				if _, err := f.conn.WriteToUDPAddrPort(f.said, f.peer); err != nil {
+				if err := f.say(f.said); err != nil {
 					return err
 				}
 			}
@@ -160,10 +162,6 @@ func (f *fetch) take(p []byte, from netip.AddrPort) (bool, error) {
 	if len(p) < 4 {
 		return false, nil
 	}
-	if f.bound && from != f.peer {
-		_, err := f.conn.WriteToUDPAddrPort([]byte("\x00\x05\x00\x05unknown transfer\x00"), from)
-		return false, err
-	}
 	switch binary.BigEndian.Uint16(p) {
 	case 5:
 		return false, &Refused{binary.BigEndian.Uint16(p[2:]), strings.TrimRight(string(p[4:]), "\x00")}
@@ -171,16 +169,55 @@ func (f *fetch) take(p []byte, from netip.AddrPort) (bool, error) {
 		if f.bound {
 			return false, f.acknowledge() // it was lost
 		}
-		f.peer, f.bound = from, true
-		if err := f.options(string(p[2:])); err != nil {
+		if err := errors.Join(f.bind(from), f.options(string(p[2:]))); err != nil {
 			return false, err
 		}
 		return true, f.acknowledge()
 	case 3:
-		f.peer, f.bound = from, true
+		if err := f.bind(from); err != nil {
+			return false, err
+		}
 		return f.data(binary.BigEndian.Uint16(p[2:]), p[4:])
 	}
 	return false, nil
+}
+
+// bind has the socket hear the transfer's port alone, which is cheaper, too.
+func (f *fetch) bind(from netip.AddrPort) error {
+	if f.bound {
+		return nil
+	}
+	f.bound = true
+	raw, err := f.conn.SyscallConn()
+	if err != nil {
+		return err
+	}
+	to := unix.Sockaddr(&unix.SockaddrInet4{Port: int(from.Port()), Addr: from.Addr().Unmap().As4()})
+	if local := f.conn.LocalAddr().(*net.UDPAddr); local.IP.To4() == nil {
+		to = &unix.SockaddrInet6{Port: int(from.Port()), Addr: from.Addr().As16()}
+	}
+	failed := raw.Control(func(fd uintptr) { err = unix.Connect(int(fd), to) })
+	return errors.Join(failed, err)
+}
+
+// read reads the next packet.
+func (f *fetch) read(buf []byte) (int, netip.AddrPort, error) {
+	if !f.bound {
+		return f.conn.ReadFromUDPAddrPort(buf)
+	}
+	n, err := f.conn.Read(buf)
+	return n, netip.AddrPort{}, err
+}
+
+// say sends a packet, and remembers it.
+func (f *fetch) say(p []byte) (err error) {
+	f.said = p
+	if f.bound {
+		_, err = f.conn.Write(p)
+	} else {
+		_, err = f.conn.WriteToUDPAddrPort(p, f.server)
+	}
+	return err
 }
 
 func (f *fetch) options(s string) error {
@@ -230,7 +267,5 @@ func (f *fetch) acknowledge() error {
 	f.since = 0
 	f.ack[1] = 4
 	binary.BigEndian.PutUint16(f.ack[2:], f.last)
-	f.said = f.ack[:]
-	_, err := f.conn.WriteToUDPAddrPort(f.said, f.peer)
-	return err
+	return f.say(f.ack[:])
 }

@@ -11,7 +11,12 @@ import (
 const (
 	firstWait = time.Second
 	minWait   = 200 * time.Millisecond
-	maxWait   = 2 * time.Second
+	// maxWait is more than the 5 s after which clients say again what they said:
+	// atftp's begin anew with each packet that it hears and ignores.
+	maxWait = 8 * time.Second
+	// keptWait is the most that is kept once the client answers: no round trip takes
+	// that long.
+	keptWait = 2 * time.Second
 )
 
 // Why a transfer failed by itself.
@@ -67,7 +72,7 @@ func newSender(data []byte, t terms, giveUp, maxTime time.Duration) *sender {
 	}
 	if t.Timeout > 0 {
 		s.wait = min(s.wait, t.Timeout)
-		s.waitLimit = max(t.Timeout, firstWait)
+		s.waitLimit = max(maxWait, 2*t.Timeout) // more than the client's own wait
 	}
 	s.next = 1
 	if len(t.Accepted) > 0 {
@@ -150,6 +155,7 @@ func (s *sender) acknowledge(now time.Time, n uint16) span {
 		s.acked += d
 	}
 	s.progress = now
+	s.wait = min(s.wait, keptWait)
 	if s.done() || s.acked+1 < s.next && s.early(now) {
 		return span{}
 	}

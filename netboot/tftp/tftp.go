@@ -45,7 +45,7 @@ type Server struct {
 	// MaxBlock is the largest block in bytes, whatever a client wants; 0: what
 	// Ethernet carries in one packet. MaxWindow is how many are sent at once; 0: 64.
 	MaxBlock, MaxWindow int
-	// GiveUp is how long a silent client is waited for; 0: 30 s. MaxTime is how long a
+	// GiveUp is how long a silent client is waited for; 0: 45 s. MaxTime is how long a
 	// transfer may take in all; 0: 15 minutes.
 	GiveUp, MaxTime time.Duration
 

@@ -88,7 +88,7 @@ func (t *transfer) serve() error {
 		return err
 	}
 	terms := negotiate(t.request, int64(len(data)), t.server.blockLimit(t.client.Addr()), or(t.server.MaxWindow, 64))
-	t.sender = newSender(data, terms, or(t.server.GiveUp, 30*time.Second), or(t.server.MaxTime, 15*time.Minute))
+	t.sender = newSender(data, terms, or(t.server.GiveUp, 45*time.Second), or(t.server.MaxTime, 15*time.Minute))
 	err = t.send()
 	if err == nil || t.sender.done() {
 		return nil

@@ -1,0 +1,131 @@
+//go:build linux
+
+// Command netboot measures how fast hosts boot from the network, beside other
+// programs that do the same on the same machine in the same run, and prints it
+// with its ratios. It fails for wrong results only, never by the clock.
+//
+// It runs in a network of its own, where it has all ports and any address; that
+// needs root. Servers are processes of their own, so that their memory and
+// processor time are their own too.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"runtime"
+	"strings"
+	"syscall"
+)
+
+// options are what the command line says.
+type options struct {
+	role    string
+	folder  string
+	only    string
+	clients int
+	fleet   fleet
+	chunks  chunkServing
+}
+
+func main() {
+	var o options
+	flag.StringVar(&o.role, "role", "", "be one of the servers (used by the command itself)")
+	flag.StringVar(&o.folder, "folder", "", "what that server serves")
+	flag.StringVar(&o.only, "only", "", "measure one part only: tftp, window, fleet, chunks")
+	flag.IntVar(&o.clients, "clients", 500, "clients at once")
+	o.fleet.flags()
+	o.chunks.flags()
+	inside := flag.Bool("inside", false, "don't make a network: this one has all that is needed")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	var err error
+	switch {
+	case o.role != "":
+		err = serve(ctx, o.role, o.folder)
+	case !*inside:
+		err = inOwnNetwork(ctx)
+	default:
+		err = measure(ctx, &o)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+// inOwnNetwork runs this command again, in a network that has nothing but a
+// loopback interface. All addresses of 10.2/16 are its own: AnyIP.
+func inOwnNetwork(ctx context.Context) error {
+	if os.Geteuid() != 0 {
+		return errors.New("making a network of its own needs root: run this as root")
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	script := "ip link set lo up && ip route add local 10.2.0.0/16 dev lo && exec \"$0\" -inside \"$@\""
+	args := append([]string{"--net", "--kill-child", "--fork", "sh", "-c", script, self}, os.Args[1:]...)
+	cmd := exec.CommandContext(ctx, "unshare", args...)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	return cmd.Run()
+}
+
+// measure does one part after the other.
+func measure(ctx context.Context, o *options) error {
+	raiseFiles()
+	fmt.Printf("%s, %d cores, %s, %s/%s\n", cpuModel(), runtime.NumCPU(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
+	parts := []struct {
+		name string
+		run  func() error
+	}{
+		{"tftp", func() error { return measureTFTP(ctx, o.clients) }},
+		{"window", func() error { return measureWindow(ctx) }},
+		{"fleet", func() error { return o.fleet.measure(ctx, o.clients) }},
+		{"chunks", func() error { return o.chunks.measure(ctx) }},
+	}
+	done := false
+	for _, p := range parts {
+		if o.only != "" && o.only != p.name {
+			continue
+		}
+		done = true
+		fmt.Println()
+		if err := p.run(); err != nil {
+			return fmt.Errorf("%s: %w", p.name, err)
+		}
+	}
+	if !done {
+		return fmt.Errorf("there is no part %q", o.only)
+	}
+	return nil
+}
+
+// raiseFiles allows as many open files as the system has for us: each client has
+// a socket.
+func raiseFiles() {
+	var l syscall.Rlimit
+	if syscall.Getrlimit(syscall.RLIMIT_NOFILE, &l) == nil {
+		l.Cur = l.Max
+		_ = syscall.Setrlimit(syscall.RLIMIT_NOFILE, &l)
+	}
+}
+
+// cpuModel names the processor, where the system says it.
+func cpuModel() string {
+	data, err := os.ReadFile("/proc/cpuinfo")
+	if err == nil {
+		for line := range strings.Lines(string(data)) {
+			if key, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(key) == "model name" {
+				return strings.TrimSpace(value)
+			}
+		}
+	}
+	return "unknown processor"
+}
