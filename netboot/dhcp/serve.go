@@ -174,17 +174,22 @@ func (f *face) addresses(now time.Time) []netip.Prefix {
 	return f.networks
 }
 
-// where says how a packet came in, by what it was sent to.
+// where says how a packet came in: to one of the interface's addresses, or to
+// everybody, and then in the network that has a range.
 func (s *Server) where(f *face, to net.IP, from netip.AddrPort, boot bool) (Where, bool) {
 	networks := f.addresses(s.now())
 	if len(networks) == 0 {
 		return Where{}, false
 	}
 	own := networks[0]
-	for _, n := range networks {
-		if n.Addr() == address(to) {
-			own = n
-		}
+	i := slices.IndexFunc(networks, func(n netip.Prefix) bool { return n.Addr() == address(to) })
+	if i < 0 {
+		i = slices.IndexFunc(networks, func(n netip.Prefix) bool {
+			return slices.ContainsFunc(s.Ranges, func(r Range) bool { return n.Contains(r.First) })
+		})
+	}
+	if i >= 0 {
+		own = networks[i]
 	}
 	w := Where{Interface: f.Name, Address: own.Addr(), Network: own, From: from, Boot: boot}
 	if s.Address.IsValid() {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -94,6 +95,32 @@ func TestUnknownMachines(t *testing.T) {
 	list := seen.List()
 	if len(list) != maxSightings || list[0].MAC != plan.MAC(fmt.Sprint(3*maxSightings-1)) {
 		t.Errorf("%d are kept, the last is %s", len(list), list[0].MAC)
+	}
+}
+
+// TestOwnAddress: an interface may have several.
+func TestOwnAddress(t *testing.T) {
+	for _, c := range []struct {
+		mode   Mode
+		to     string
+		fixed  string
+		server string
+	}{
+		{Proxy, "255.255.255.255", "", "192.0.2.1"},
+		{Proxy, "10.77.0.1", "", "10.77.0.1"},
+		{Full, "255.255.255.255", "", "10.77.0.1"},
+		{Full, "192.0.2.1", "", "192.0.2.1"},
+		{Proxy, "10.77.0.1", "198.51.100.1", "198.51.100.1"},
+	} {
+		s, clock := newServer(t, c.mode)
+		if c.fixed != "" {
+			s.Address = netip.MustParseAddr(c.fixed)
+		}
+		f := &face{networks: []netip.Prefix{netip.MustParsePrefix("192.0.2.1/24"), netip.MustParsePrefix("10.77.0.1/24")}, read: clock.Time}
+		at, ok := s.where(f, net.ParseIP(c.to), netip.AddrPort{}, false)
+		if !ok || at.Address.String() != c.server {
+			t.Errorf("%s, to %s: %+v, not %s", c.mode, c.to, at, c.server)
+		}
 	}
 }
 
