@@ -10,7 +10,7 @@ set -eu
 cd "$(dirname "$0")/.."
 
 packages='acl apt-utils atftp ca-certificates cloud-init curl dnsmasq-base dosfstools e2fsprogs fdisk gcc gdisk git gnupg
-	grub-common ignition iproute2 jq minisign mmdebstrap mtools network-manager nginx-light openssh-client ovmf pass procps python3
+	grub-common ignition iproute2 ipxe ipxe-qemu jq minisign mmdebstrap mtools network-manager nginx-light openssh-client ovmf pass procps python3
 	python3-jsonschema python3-yaml qemu-system-x86 qemu-utils seabios shellcheck systemd systemd-container
 	tftp-hpa uidmap util-linux xfsprogs xorriso zstd'
 # Enough to bake an image, to boot it, and to build the programs of its cluster.
