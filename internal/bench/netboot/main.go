@@ -4,6 +4,10 @@
 // programs that do the same on the same machine in the same run, and prints it
 // with its ratios. It fails for wrong results only, never by the clock.
 //
+// kiln serve takes the stand-ins' places by -server and -chunk-server. What isn't
+// here yet: the installer's writing beside dd, to the same virtual disk over the
+// same link; its place is a part of its own in measure, beside chunks.
+//
 // It runs in a network of its own, where it has all ports and any address; that
 // needs root. Servers are processes of their own, so that their memory and
 // processor time are their own too.
