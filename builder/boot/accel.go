@@ -62,13 +62,14 @@ func probeSector() []byte {
 type prober struct {
 	run    run.Runner
 	device string // /dev/kvm
+	pvm    string // the folder that is there where KVM is PVM's
 	bootID string // the file that names this machine's boot
 	cache  string // the file of verdicts; empty is none
 	limit  time.Duration
 }
 
 func newProber(r run.Runner) prober {
-	p := prober{run: r, device: "/dev/kvm", bootID: "/proc/sys/kernel/random/boot_id", limit: probeTime}
+	p := prober{run: r, device: "/dev/kvm", pvm: "/sys/module/kvm_pvm", bootID: "/proc/sys/kernel/random/boot_id", limit: probeTime}
 	dir := os.Getenv("KILN_CACHE")
 	if dir == "" {
 		if user, err := os.UserCacheDir(); err == nil {
@@ -116,6 +117,11 @@ func (p prober) choose(ctx context.Context, want Accel) (Accel, string, error) {
 		return AccelTCG, why, nil
 	}
 	f.Close()
+	if _, err := os.Stat(p.pvm); p.pvm != "" && err == nil {
+		// It emulates what firmware does before there are pages: the smallest guest
+		// comes through, PXE's ROM and UEFI don't.
+		return AccelTCG, "the KVM of this machine is PVM, below another hypervisor: firmware hangs with it", nil
+	}
 	boot := p.boot()
 	v, known := p.known(boot)
 	if !known {

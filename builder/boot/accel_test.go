@@ -152,3 +152,46 @@ func TestOption(t *testing.T) {
 		t.Errorf("got %s", got)
 	}
 }
+
+// TestProbeLeavesPVM: what little a probe runs comes through there, and firmware
+// doesn't.
+func TestProbeLeavesPVM(t *testing.T) {
+	p, runs := tried(t, "exit 33")
+	p.pvm = t.TempDir()
+	if got, why, err := p.choose(t.Context(), AccelAuto); got != AccelTCG || !strings.Contains(why, "PVM") || err != nil || *runs != 0 {
+		t.Errorf("got %s, %q, %v after %d tries", got, why, err, *runs)
+	}
+	if got, _, err := p.choose(t.Context(), AccelKVM); got != AccelKVM || err != nil {
+		t.Errorf("who wants KVM gets %s, %v", got, err)
+	}
+}
+
+// TestSilentMachine is taken down, one that has said something isn't.
+func TestSilentMachine(t *testing.T) {
+	leavesNothing(t)
+	for _, said := range []string{"", "BdsDxe: loading"} {
+		r, err := newRunning(t.Context(), nil, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.start(run.Command{Name: "sleep", Args: []string{"600"}, Grace: -1})
+		if said != "" {
+			time.AfterFunc(20*time.Millisecond, func() { _, _ = r.console.Write([]byte(said)) })
+		}
+		err = r.wakes(t.Context(), 200*time.Millisecond)
+		select {
+		case <-r.Done():
+			if said != "" {
+				t.Errorf("a machine that says %q was taken down: %v", said, err)
+			}
+		default:
+			if said == "" {
+				t.Errorf("a silent machine runs on: %v", err)
+			}
+		}
+		if (err == nil) != (said != "") {
+			t.Errorf("of one that says %q the error is %v", said, err)
+		}
+		r.Kill()
+	}
+}

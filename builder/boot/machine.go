@@ -237,6 +237,9 @@ func (m *Machine) boot(ctx context.Context, firmware pair, p prober) (*Running, 
 	}
 	note(why)
 	r, err := m.start(ctx, firmware, accel)
+	if err == nil && accel == AccelKVM && m.Accel != AccelKVM {
+		err = r.wakes(ctx, wakeTime)
+	}
 	if err == nil || accel != AccelKVM || m.Accel == AccelKVM || ctx.Err() != nil {
 		return r, err
 	}
@@ -245,7 +248,7 @@ func (m *Machine) boot(ctx context.Context, firmware pair, p prober) (*Running, 
 	if otherwise != nil {
 		return nil, err
 	}
-	why = fmt.Sprintf("it didn't start with KVM: %v", err)
+	why = fmt.Sprintf("it didn't come to life with KVM: %v", err)
 	p.keep(verdict{Why: why})
 	note(why)
 	return soft, nil

@@ -214,7 +214,7 @@ while s.recv(4096):
 			t.Fatal(err)
 		}
 		<-r.done
-		if len(notes) != n+1 || !strings.Contains(notes[n], "it didn't start with KVM") || !strings.Contains(notes[n], "MSR 0x10a") || *runs != probeTimes {
+		if len(notes) != n+1 || !strings.Contains(notes[n], "it didn't come to life with KVM") || !strings.Contains(notes[n], "MSR 0x10a") || *runs != probeTimes {
 			t.Errorf("notes %q, %d tries", notes, *runs)
 		}
 	}

@@ -182,6 +182,53 @@ func (r *Running) startMachine(c run.Command) error {
 	}
 }
 
+// wakeTime is how long a machine's firmware may be silent with KVM: it takes a
+// second or two to say its first word, ten on a busy machine.
+const wakeTime = time.Minute
+
+// wakes waits for the first that a machine says. One that doesn't say anything, or
+// that KVM gives up, is taken down: the error says why.
+func (r *Running) wakes(ctx context.Context, limit time.Duration) error {
+	heard := r.console.first()
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	timeout := time.NewTimer(limit)
+	defer timeout.Stop()
+	for {
+		var why error
+		select {
+		case <-heard:
+			return nil
+		case <-r.done:
+			return nil // its Report says how
+		case <-ctx.Done():
+			return nil // which ends it
+		case <-timeout.C:
+			why = fmt.Errorf("its firmware says nothing for %s", limit)
+		case <-tick.C:
+			why = r.givenUp(ctx)
+		}
+		if why != nil {
+			r.Kill()
+			return why
+		}
+	}
+}
+
+// givenUp is the error that KVM has stopped the machine with.
+func (r *Running) givenUp(ctx context.Context) error {
+	if r.monitor == nil {
+		return nil
+	}
+	asking, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	said, err := r.monitor.do(asking, "query-status", nil)
+	if err == nil && strings.Contains(string(said), `"internal-error"`) {
+		return errors.New("KVM has stopped it with an internal error")
+	}
+	return nil
+}
+
 // Done is closed once the guest has ended and nothing of it is left.
 func (r *Running) Done() <-chan struct{} { return r.done }
 

@@ -98,7 +98,8 @@ func newNetbootLab(t *testing.T) *netbootLab {
 }
 
 // dnsmasq is the network's own DHCP server, on a machine of its own. It knows
-// nothing of booting.
+// nothing of booting. It is the network's router for IPv6, too: iPXE waits a
+// quarter of a minute for one.
 func (n *netbootLab) dnsmasq(t *testing.T) {
 	t.Helper()
 	network, err := n.cluster.Port(t.Context(), "dhcp", "eth0")
@@ -108,11 +109,11 @@ func (n *netbootLab) dnsmasq(t *testing.T) {
 	inside := func(argv ...string) *exec.Cmd {
 		return exec.CommandContext(t.Context(), "nsenter", append([]string{"--net=" + network, "--"}, argv...)...)
 	}
-	if out, err := inside("sh", "-ec", "ip address add "+dhcpServer+"/24 dev eth0; ip link set eth0 up").CombinedOutput(); err != nil {
+	if out, err := inside("sh", "-ec", "ip address add "+dhcpServer+"/24 dev eth0; ip address add fd77::6/64 dev eth0 nodad; ip link set eth0 up").CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	server := inside("dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--user=root", "--port=0", "--bind-interfaces", "--interface=eth0",
-		"--except-interface=lo", "--dhcp-range=10.66.0.200,10.66.0.220,1h", "--dhcp-authoritative", "--dhcp-option=3,10.66.0.1", "--dhcp-leasefile="+filepath.Join(t.TempDir(), "leases"), "--pid-file", "--log-facility=-")
+		"--except-interface=lo", "--dhcp-range=10.66.0.200,10.66.0.220,1h", "--dhcp-authoritative", "--dhcp-option=3,10.66.0.1", "--enable-ra", "--dhcp-range=fd77::,ra-only", "--dhcp-leasefile="+filepath.Join(t.TempDir(), "leases"), "--pid-file", "--log-facility=-")
 	if err := server.Start(); err != nil {
 		t.Fatal(err)
 	}
