@@ -11,7 +11,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 LDFLAGS := -s -w -X main.version=$(VERSION)
 FUZZ    ?= 10s
 
-.PHONY: help image demo-netboot build setup hashicorp packages check lint unit test integration matrix portable bench bench-image bench-netboot fuzz clean
+.PHONY: help image demo-netboot build setup hashicorp packages check lint unit test integration matrix matrix-netboot portable bench bench-image bench-netboot fuzz clean
 
 help: ## print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,6 +63,9 @@ integration: ## the real programs judge (needs root, and make setup)
 
 matrix: ## one image in all circumstances that mustn't matter: the same bytes (as root, half an hour)
 	env -u AWS_CA_BUNDLE go test -v -tags 'integration matrix' -count=1 -timeout 80m -run TestSameBytes ./internal/integration/
+
+matrix-netboot: ## a machine installed in each way there is: firmware, PXE or HTTP, DHCP, disk (as root, an hour)
+	env -u AWS_CA_BUNDLE go test -v -tags "integration matrix" -count=1 -timeout 180m -run TestNetbootMatrix ./internal/integration/
 
 portable: ## what operators run on their laptops also builds for macOS and arm64
 	GOOS=darwin GOARCH=arm64 CGO_ENABLED=0 go build -o /dev/null ./cmd/kiln

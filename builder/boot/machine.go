@@ -65,6 +65,8 @@ type Machine struct {
 
 	// Netboot has the firmware try its first network interface before its disk.
 	Netboot bool
+	// HTTPBoot has UEFI try HTTP alone there, and not PXE.
+	HTTPBoot bool
 
 	Firmware Firmware // empty is UEFI
 	Memory   int      // in MiB; 0 is 2048
@@ -148,6 +150,9 @@ func (m *Machine) check() error {
 	}
 	if m.Kernel != "" && m.Firmware != BIOS {
 		bad("a kernel can only be started at once with the firmware %s", BIOS)
+	}
+	if m.HTTPBoot && (!m.Netboot || m.Firmware == BIOS) {
+		bad("HTTP is a way of UEFI's to boot from the network")
 	}
 	if m.Netboot && (m.Kernel != "" || m.NoNetwork) {
 		bad("a machine without a network, or that is given a kernel, can't boot from the network")
@@ -478,6 +483,11 @@ func (m *Machine) network() []string {
 		nics = []NIC{{}}
 	}
 	var args []string
+	if m.HTTPBoot {
+		for _, family := range []string{"IPv4", "IPv6"} {
+			args = append(args, "-fw_cfg", "name=opt/org.tianocore/"+family+"PXESupport,string=n")
+		}
+	}
 	for i, n := range nics {
 		id := fmt.Sprintf("net%d", i)
 		backend := []string{"user", "id=" + id}

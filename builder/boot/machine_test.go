@@ -67,7 +67,7 @@ func TestCommand(t *testing.T) {
 			{Network: netip.MustParsePrefix("192.0.2.64/26"), DNS: netip.MustParseAddr("192.0.2.65"), Lease: netip.MustParseAddr("192.0.2.66")},
 		}, Namespace: "/run/netns/lab"}, more, AccelKVM},
 		{"scsi", Machine{Firmware: BIOS}, scsi, AccelKVM},
-		{"netboot", Machine{Netboot: true, DiskSerial: "ROOT1", NICs: []NIC{{MAC: "52:54:00:AB:CD:EF", Tap: "tap0"}, {Tap: "tap1"}}, NoSeed: true}, bare, AccelTCG},
+		{"netboot", Machine{Netboot: true, HTTPBoot: true, DiskSerial: "ROOT1", NICs: []NIC{{MAC: "52:54:00:AB:CD:EF", Tap: "tap0"}, {Tap: "tap1"}}, NoSeed: true}, bare, AccelTCG},
 		{"kernel", Machine{Firmware: BIOS, Kernel: "/vmlinuz", Initrd: "/initrd.img", Arguments: "root=/dev/vda console=ttyS0", NoNetwork: true}, bare, AccelKVM},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

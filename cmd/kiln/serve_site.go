@@ -215,9 +215,12 @@ func (s *servedSite) verify(ctx context.Context, host string) (bool, []string, e
 	}
 	var findings []string
 	for _, f := range report.Findings {
+		if f.Old() {
+			continue // it was this host, before it was installed again
+		}
 		findings = append(findings, fmt.Sprintf("%s: expected %s, found %s: %s", f.Check, f.Expected, f.Found, f.Fix))
 	}
-	return report.OK, findings, nil
+	return len(findings) == 0, findings, nil
 }
 
 // arm arms a host for an operator who asks over HTTPS.

@@ -26,7 +26,7 @@ const tftpFolder = "KILN_TEST_TFTP_FOLDER"
 func TestNetbootTFTPServerProcess(t *testing.T) {
 	folder := os.Getenv(tftpFolder)
 	if folder == "" {
-		t.Skip("only as a server, for TestNetbootTFTPFirmware")
+		return // only TestNetbootTFTPFirmware wants it
 	}
 	files, err := tftp.OpenFolder(folder)
 	if err != nil {

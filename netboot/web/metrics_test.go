@@ -20,6 +20,7 @@ func TestMetrics(t *testing.T) {
 	dhcp := 7.0
 	l := newLab(t, 3, func(s *Server) {
 		s.VerifyEvery = 5 * time.Millisecond
+		s.RestartTime = time.Nanosecond
 		s.Verify = func(context.Context, string) (bool, []string, error) { return true, nil, nil }
 		s.Metrics = func() []Metric { return []Metric{{Name: `kiln_dhcp_answers_total{type="offer"}`, Value: dhcp}} }
 	})

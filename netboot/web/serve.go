@@ -165,7 +165,7 @@ func (s *Server) verifyAll(ctx context.Context) {
 		slots := make(chan struct{}, verifyAtOnce)
 		var wg sync.WaitGroup
 		for _, r := range list {
-			if r.Stage != state.Written && r.Stage != state.FirstBoot || ctx.Err() != nil {
+			if !s.mayBeReady(r) || ctx.Err() != nil {
 				continue
 			}
 			slots <- struct{}{}
@@ -181,6 +181,23 @@ func (s *Server) verifyAll(ctx context.Context) {
 		case <-tick.C:
 		}
 	}
+}
+
+// restartTime is how long a host that is written isn't looked at, unless it says
+// itself that it has booted: just after its agents were cut off, the cluster still
+// takes what was there before for alive.
+const restartTime = 5 * time.Minute
+
+// mayBeReady tells whether a host is worth a look.
+func (s *Server) mayBeReady(r *state.Record) bool {
+	return r.Stage == state.FirstBoot || r.Stage == state.Written && time.Since(r.Since) > s.restart()
+}
+
+func (s *Server) restart() time.Duration {
+	if s.RestartTime > 0 {
+		return s.RestartTime
+	}
+	return restartTime
 }
 
 // verify looks at one host, and stores what is found.

@@ -78,6 +78,9 @@ type Server struct {
 	Writers int
 	// VerifyEvery is how often hosts that aren't ready yet are looked at; 0: 10 seconds.
 	VerifyEvery time.Duration
+	// RestartTime is how long a host that is written and doesn't report its first boot
+	// isn't looked at; 0: 5 minutes.
+	RestartTime time.Duration
 	// Log gets an entry a request, and what goes wrong; nil: nobody.
 	Log *slog.Logger
 

@@ -19,6 +19,7 @@ func TestWay(t *testing.T) {
 	verified := false
 	l := newLab(t, 2, func(s *Server) {
 		s.VerifyEvery = 10 * time.Millisecond
+		s.RestartTime = time.Nanosecond
 		s.Verify = func(_ context.Context, host string) (bool, []string, error) {
 			return verified && host == "node1", []string{"no nomad yet"}, nil
 		}
