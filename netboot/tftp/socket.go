@@ -76,19 +76,9 @@ type PortRange struct{ First, Last uint16 }
 
 // dial opens a transfer's own socket, from the address that the client has asked.
 // It hears nobody else, and hears when the client's port is closed.
-func (r PortRange) dial(from netip.Addr, client netip.AddrPort) (*net.UDPConn, error) {
-	open := func(port uint16) (*net.UDPConn, error) {
-		var local *net.UDPAddr
-		if from.IsValid() || port != 0 {
-			local = &net.UDPAddr{IP: from.AsSlice(), Port: int(port)}
-			if from.IsLinkLocalUnicast() {
-				local.Zone = client.Addr().Zone()
-			}
-		}
-		return net.DialUDP("udp", local, net.UDPAddrFromAddrPort(client))
-	}
+func (r PortRange) dial(from netip.Addr, client netip.AddrPort) (*socket, error) {
 	if r.First == 0 {
-		return open(0)
+		return open(from, 0, client)
 	}
 	count := int(r.Last) - int(r.First) + 1
 	if count < 1 {
@@ -96,7 +86,7 @@ func (r PortRange) dial(from netip.Addr, client netip.AddrPort) (*net.UDPConn, e
 	}
 	begin := rand.IntN(count)
 	for i := range count {
-		c, err := open(r.First + uint16((begin+i)%count))
+		c, err := open(from, r.First+uint16((begin+i)%count), client)
 		if err == nil || !errors.Is(err, syscall.EADDRINUSE) {
 			return c, err
 		}

@@ -51,13 +51,14 @@ type Server struct {
 
 	files atomic.Pointer[Files] // that SetFiles has set
 	count counters
+	loops loops
 
 	mu        sync.Mutex
 	listening map[*net.UDPConn]bool
 	active    map[netip.AddrPort]*transfer // by client
 	clients   map[netip.Addr]int           // transfers of each
 	running   int                          // transfers, also those that active has forgotten
-	sockets   map[*net.UDPConn]bool        // of transfers
+	sockets   map[*socket]bool             // of transfers
 	idle      chan struct{}                // closed once nothing runs after Shutdown
 	down      bool                         // Shutdown was called
 	killed    bool                         // and didn't wait any longer
@@ -167,7 +168,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	s.killed = true
 	n := s.running
 	for c := range s.sockets {
-		c.Close()
+		c.kill()
 	}
 	s.mu.Unlock()
 	<-idle
@@ -216,7 +217,7 @@ func (s *Server) admit(t *transfer) bool {
 		return false
 	}
 	if s.active == nil {
-		s.active, s.clients, s.sockets = map[netip.AddrPort]*transfer{}, map[netip.Addr]int{}, map[*net.UDPConn]bool{}
+		s.active, s.clients, s.sockets = map[netip.AddrPort]*transfer{}, map[netip.Addr]int{}, map[*socket]bool{}
 	}
 	s.active[t.client] = t
 	s.clients[t.client.Addr()]++
@@ -244,16 +245,16 @@ func (s *Server) release(t *transfer) {
 
 // own remembers a transfer's socket, so that Shutdown can close it. False: it did
 // already.
-func (s *Server) own(c *net.UDPConn) bool {
+func (s *Server) own(c *socket) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.sockets[c] = true
 	return !s.killed
 }
 
-func (s *Server) disown(c *net.UDPConn) {
+func (s *Server) disown(c *socket) {
 	s.mu.Lock()
 	delete(s.sockets, c)
 	s.mu.Unlock()
-	c.Close()
+	c.close()
 }

@@ -4,9 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net"
 	"net/netip"
-	"os"
 	"strconv"
 	"sync/atomic"
 	"syscall"
@@ -23,8 +21,9 @@ type transfer struct {
 	began   time.Time
 	heard   atomic.Bool // the client has answered
 
-	conn   *net.UDPConn
+	conn   *socket
 	sender *sender
+	ended  chan error // has one once it is over
 }
 
 // run ends the transfer, one way or another, and counts it.
@@ -52,6 +51,9 @@ func (t *transfer) run() {
 		log.Warn("tftp: transfer", "error", err)
 	}
 }
+
+// errInterrupted ends a transfer that Shutdown doesn't wait for any longer.
+var errInterrupted = errors.New("interrupted")
 
 // failure is an error whose outcome is known.
 type failure struct {
@@ -103,7 +105,7 @@ const maxNetASCII = 16 << 20
 func (t *transfer) open() ([]byte, error) {
 	refuse := func(o Outcome, code uint16, text string, err error) ([]byte, error) {
 		// Lost, it isn't sent again: the client will ask again.
-		_, _ = t.conn.Write(errorPacket(code, text))
+		_ = t.conn.write(errorPacket(code, text))
 		return nil, &failure{o, err}
 	}
 	if t.request.Write {
@@ -136,50 +138,11 @@ func (t *transfer) open() ([]byte, error) {
 	return netASCII(data), nil
 }
 
-// send runs the sender until all is acknowledged.
-func (t *transfer) send() error {
-	buf := make([]byte, max(t.sender.block+headerSize, 1024))
-	todo := t.sender.start(time.Now())
-	var alarm time.Time // when the socket's reading ends
-	for {
-		if err := t.write(buf, todo); err != nil {
-			return err
-		}
-		if t.sender.done() {
-			return nil
-		}
-		// The deadline moves on with each packet: let it be early, mostly, and then
-		// set it anew. A timer per packet costs as much as the packet.
-		if d := t.sender.deadline(); alarm.IsZero() || d.Before(alarm) {
-			alarm = d
-			if err := t.conn.SetReadDeadline(alarm); err != nil {
-				return err
-			}
-		}
-		n, err := t.conn.Read(buf)
-		now := time.Now()
-		switch {
-		case err == nil:
-			todo, err = t.sender.receive(now, buf[:n])
-		case errors.Is(err, os.ErrDeadlineExceeded):
-			alarm = time.Time{}
-			todo, err = t.sender.expire(now)
-		}
-		if err != nil {
-			return err
-		}
-		if !t.heard.Load() && t.sender.started() {
-			t.heard.Store(true)
-		}
-	}
-}
-
 // write sends blocks. What this machine can't send just now is as good as lost on
 // the way, and is sent again.
 func (t *transfer) write(buf []byte, todo span) error {
 	for n := todo.first; n < todo.end; n++ {
-		_, err := t.conn.Write(t.sender.packet(buf, n))
-		if err != nil && (errors.Is(err, net.ErrClosed) || errors.Is(err, syscall.ECONNREFUSED)) {
+		if err := t.conn.write(t.sender.packet(buf, n)); errors.Is(err, syscall.ECONNREFUSED) {
 			return err
 		}
 	}
@@ -194,7 +157,7 @@ func (t *transfer) classify(err error, terms terms) error {
 	stopped, isClient := errors.AsType[*clientError](err)
 	gone := errors.Is(err, syscall.ECONNREFUSED)
 	switch {
-	case errors.Is(err, net.ErrClosed):
+	case errors.Is(err, errInterrupted):
 		return &failure{Interrupted, fmt.Errorf("%w: at block %d of %d", ErrServerClosed, t.sender.acked+1, t.sender.last)}
 	case (isClient || gone) && terms.Size && !t.sender.started():
 		return &failure{Probed, err}

@@ -55,8 +55,8 @@ func startRole(ctx context.Context, role, folder string) (*server, error) {
 	return s, nil
 }
 
-// stop ends the server, and says how long it has used a processor.
-func (s *server) stop() time.Duration {
+// stop ends the server.
+func (s *server) stop() {
 	s.stdin.Close()
 	timer := time.AfterFunc(5*time.Second, func() { _ = s.cmd.Process.Kill() })
 	defer timer.Stop()
@@ -64,7 +64,6 @@ func (s *server) stop() time.Duration {
 		defer os.RemoveAll(s.folder)
 	}
 	_ = s.cmd.Wait() // what it did wrong, its clients have seen
-	return s.cmd.ProcessState.UserTime() + s.cmd.ProcessState.SystemTime()
 }
 
 // usage is what a process has taken.

@@ -75,7 +75,7 @@ func fetchAll(ctx context.Context, address string, data []byte, clients int, get
 }
 
 // rounds is how often each is measured, in turns: the best counts.
-const rounds = 3
+const rounds = 5
 
 // measureTFTP is beside pin/tftp.
 func measureTFTP(ctx context.Context, clients int) error {
@@ -105,12 +105,16 @@ func measureTFTP(ctx context.Context, clients int) error {
 				return err
 			}
 			took, err := fetchAll(ctx, s.address, data, clients, r.get)
-			used := s.stop()
-			if err != nil {
+			used, usageErr := usageOf(s.cmd.Process.Pid)
+			s.stop()
+			if err = errors.Join(err, usageErr); err != nil {
 				return fmt.Errorf("%s: %w", r.what, err)
 			}
 			if r.took == 0 || took < r.took {
-				r.took, r.used = took, used
+				r.took = took
+			}
+			if r.used == 0 || used.processor < r.used {
+				r.used = used.processor
 			}
 		}
 	}
