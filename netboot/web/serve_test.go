@@ -61,7 +61,7 @@ func TestLimitsAreOfOneRequest(t *testing.T) {
 	l := newLab(t, 1, func(s *Server) {
 		s.Dashboard = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if r.URL.Path == "/short" {
-				limit(w, r, time.Millisecond)
+				limit(w, r, 300*time.Millisecond)
 				return
 			}
 			fmt.Fprint(w, "page")
@@ -79,6 +79,6 @@ func TestLimitsAreOfOneRequest(t *testing.T) {
 		if _, err := in.Discard(int(res.ContentLength)); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(10 * time.Millisecond)
+		time.Sleep(400 * time.Millisecond)
 	}
 }
