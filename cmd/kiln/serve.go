@@ -169,7 +169,7 @@ func newServing(ctx context.Context, o *serveOptions, u *ui.UI) (*serving, error
 	}
 	s.dhcp.StateDir = s.dir
 	s.store.Timeouts.FirstBoot = o.firstBoot
-	s.site = &servedSite{options: o.globalOptions, log: s.log, store: s.store, port: int(o.httpPort)}
+	s.site = &servedSite{options: o.globalOptions, log: s.log, store: s.store, address: o.address, port: int(o.httpPort)}
 	if err := s.site.load(ctx); err != nil {
 		return nil, err
 	}

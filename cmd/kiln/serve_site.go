@@ -30,7 +30,8 @@ type servedSite struct {
 	options *globalOptions
 	log     *slog.Logger
 	store   *state.Store
-	port    int // of plain HTTP
+	address string // that hosts reach it at; empty: whichever leads to a host
+	port    int    // of plain HTTP
 	now     atomic.Pointer[siteNow]
 }
 
@@ -163,9 +164,11 @@ func (s *servedSite) seed(ctx context.Context, host string) ([]protocol.SeedFile
 	if err != nil {
 		return nil, err
 	}
-	own, err := ownAddress(r.Address)
-	if err != nil {
-		return nil, err
+	own := s.address
+	if own == "" {
+		if own, err = ownAddress(r.Address); err != nil {
+			return nil, err
+		}
 	}
 	return installedSeed(p, fmt.Sprintf("http://%s%s%s", net.JoinHostPort(own, fmt.Sprint(s.port)), protocol.PathFirstBoot, r.Install))
 }

@@ -96,6 +96,10 @@ func (s *Server) boot(ctx context.Context, host *netboot.Host, mac plan.MAC, add
 		s.Log.Warn("it booted again before the image was written: the installation has failed", "host", host.Name)
 		s.line.leave(before.Install)
 	}
+	if err == nil && given == nil && before != nil && before.Stage == state.Written {
+		// It restarts from its new disk, through here: others tell so themselves, later.
+		_, err = s.Store.FirstBoot(before.Install)
+	}
 	return given, err
 }
 
