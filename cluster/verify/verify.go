@@ -92,7 +92,9 @@ type Finding struct {
 
 // Old tells whether a finding is of what the host was before: an entry that isn't
 // ready, of the same name, which Nomad will forget.
-func (f Finding) Old() bool { return f.Check == CheckNomadDuplicate && !strings.HasSuffix(f.Found, ", "+readyNode) }
+func (f Finding) Old() bool {
+	return f.Check == CheckNomadDuplicate && !strings.HasSuffix(f.Found, ", "+readyNode)
+}
 
 // readyNode is what Nomad calls a node that works.
 const readyNode = "ready"

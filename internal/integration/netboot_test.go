@@ -227,12 +227,12 @@ func (n *netbootLab) until(t *testing.T, host string, stage state.Stage, running
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), netbootTime)
 	defer cancel()
-	last := ""
+	last, began := "", time.Now()
 	err := lab.Wait(ctx, host+" is "+string(stage), func() (bool, error) {
 		r := n.record(t, host)
 		if now := string(r.Stage) + " " + r.Step; now != last {
 			last = now
-			t.Logf("%s: %s %s", host, r.State(), r.Step)
+			t.Logf("%5.0f s: %s: %s %s", time.Since(began).Seconds(), host, r.State(), r.Step)
 		}
 		if r.Stage == state.Failed && stage != state.Failed {
 			return false, fmt.Errorf("%s: %s\n%s", r.State(), r.Error, strings.Join(r.Console, "\n"))
@@ -317,7 +317,7 @@ func (n *netbootLab) installs(t *testing.T, m *booting.Machine, host, address st
 	ctx, cancel := context.WithTimeout(t.Context(), machineTime)
 	defer cancel()
 	err = lab.Wait(ctx, host+" boots its disk", func() (bool, error) {
-		return slices.ContainsFunc(again.Tail(), func(l string) bool { return strings.Contains(l, host+" login:") }), nil
+		return slices.ContainsFunc(again.Tail(), func(l string) bool { return strings.Contains(l, " "+host+" ttyS0") }), nil // getty's greeting
 	})
 	if err != nil {
 		t.Fatalf("%v\n%s", err, strings.Join(again.Tail(), "\n"))
