@@ -54,6 +54,9 @@ func (p *planner) allFiles() {
 }
 
 func (p *planner) file(f *plan.File) {
+	if p.want.Leave[f.Path] {
+		return
+	}
 	p.owner(f.Path, f.Owner, f.Group)
 	e := p.state.files[f.Path]
 	after, err := f.Content.Bytes()

@@ -255,6 +255,20 @@ func TestPlanOfTheNetwork(t *testing.T) {
 	}
 }
 
+// A file that is to be left alone is, whatever it is.
+func TestPlanLeavesFiles(t *testing.T) {
+	w := testWant(t)
+	s := as(t, w)
+	s.files["/etc/web/token"].content = []byte("mine")
+	if c, err := Plan(w, s, Options{}); err != nil || c.Nothing() {
+		t.Errorf("got %v, %v", c, err)
+	}
+	w.Leave = map[string]bool{"/etc/web/token": true}
+	if c, err := Plan(w, s, Options{}); err != nil || !c.Nothing() || len(c.Notes) > 0 {
+		t.Errorf("got %v, %v", c, err)
+	}
+}
+
 // A unit that isn't restarted by itself is where that is asked for.
 func TestPlanRestarts(t *testing.T) {
 	w := testWant(t)
