@@ -2,8 +2,10 @@ package apply
 
 import (
 	"archive/tar"
+	"cmp"
 	"context"
 	_ "embed"
+	"errors"
 	"fmt"
 	"os"
 	"os/user"
@@ -33,17 +35,34 @@ type PartialError struct {
 	Host string
 	Done []string
 	Left []string // the first of them may have been begun
-	Err  error
+	// Alone is set where the connection ended with the host's old network: it does
+	// what is left by itself, and nobody has seen it.
+	Alone bool
+	Err   error
 }
 
 func (e *PartialError) Error() string {
-	if len(e.Done) == 0 {
+	if len(e.Done) == 0 && !e.Alone {
 		return fmt.Sprintf("changing %s: %v", e.Host, e.Err)
 	}
-	return fmt.Sprintf("changing %s: %v\n  done: %s\n  not done: %s\n  The next run does the rest.", e.Host, e.Err, strings.Join(e.Done, ", "), strings.Join(e.Left, ", "))
+	left := "not done"
+	if e.Alone {
+		left = "not seen"
+	}
+	return fmt.Sprintf("changing %s: %v\n  done: %s\n  %s: %s\n  The next run does the rest.", e.Host, e.Err, cmp.Or(strings.Join(e.Done, ", "), "nothing before that"), left, strings.Join(e.Left, ", "))
 }
 
 func (e *PartialError) Unwrap() error { return e.Err }
+
+// goesOnError is the error of a connection that ended with a host's old network.
+// What ssh, or netplan, has said last isn't what is to be known of that.
+type goesOnError struct{ error }
+
+func (goesOnError) Error() string {
+	return "the connection ended with the host's old network, and the host goes on by itself: run this once more, over its new address, to see that all is done"
+}
+
+func (e goesOnError) Unwrap() error { return e.error }
 
 // steps are what a run does, in order.
 func (c *Changes) steps(p *payload) []step {
@@ -117,6 +136,7 @@ func (c *Changes) run(ctx context.Context, conn Conn, progress Progress) error {
 		}
 	}
 	p.lines("expected", expected)
+	p.lines("addresses", c.addresses)
 	var b strings.Builder
 	b.WriteString(applyScript)
 	b.WriteString(call("lock", whoami()) + "\nexpected\npend\n")
@@ -131,7 +151,7 @@ func (c *Changes) run(ctx context.Context, conn Conn, progress Progress) error {
 	if err != nil {
 		return err
 	}
-	done, finished := 0, false
+	done, begun, finished := 0, -1, false
 	err = conn.Stream(ctx, in, func(line string) {
 		key, number, _ := strings.Cut(line, " ")
 		i, err := strconv.Atoi(number)
@@ -140,6 +160,7 @@ func (c *Changes) run(ctx context.Context, conn Conn, progress Progress) error {
 			finished = true
 		case err != nil || i < 0 || i >= len(steps):
 		case key == "begin":
+			begun = i
 			progress(steps[i].name, false)
 		case key == "done":
 			done = i + 1
@@ -152,6 +173,12 @@ func (c *Changes) run(ctx context.Context, conn Conn, progress Progress) error {
 	if err == nil {
 		return nil
 	}
+	return c.partial(steps, begun, done, err)
+}
+
+// partial is how far a run has come: begun is the last step that began, and done
+// how many are done.
+func (c *Changes) partial(steps []step, begun, done int, err error) *PartialError {
 	partial := &PartialError{Host: c.Host, Err: explain(err)}
 	for i, s := range steps {
 		if i < done {
@@ -159,6 +186,10 @@ func (c *Changes) run(ctx context.Context, conn Conn, progress Progress) error {
 		} else {
 			partial.Left = append(partial.Left, s.name)
 		}
+		partial.Alone = partial.Alone || i <= begun && s.name == network && remote.Unreachable(err)
+	}
+	if partial.Alone {
+		partial.Err = &goesOnError{err}
 	}
 	return partial
 }
@@ -219,7 +250,8 @@ func (c *Changes) Run(ctx context.Context, conn Conn, d *Drainer, progress Progr
 		}
 	}
 	if err := c.run(ctx, conn, progress); err != nil {
-		if c.drained != "" && !remote.Unreachable(err) {
+		partial, ok := errors.AsType[*PartialError](err)
+		if c.drained != "" && (!remote.Unreachable(err) || ok && partial.Alone) {
 			return fmt.Errorf("%w\n  Its Nomad node stays drained until then", err)
 		}
 		return err

@@ -10,6 +10,9 @@ export LC_ALL PATH
 trap '' PIPE HUP
 
 pending=/var/lib/kiln/apply.pending
+# That a network was written, and not made to count. A boot makes it count, and
+# forgets this.
+waiting=/run/kiln-apply/network
 
 complain() {
 	echo "kiln: $*" >&2
@@ -143,14 +146,32 @@ folder() {
 	chmod -- "$1" "$4"
 }
 
+# await_addresses: netplan doesn't wait, and an agent that is restarted next can't
+# listen at an address that isn't there yet. An interface without a cable may never
+# get its own: so this isn't for long.
+await_addresses() {
+	tries=60
+	while read -r address; do
+		until ip -o address show to "$address" | grep -qv ' tentative'; do
+			tries=$((tries - 1))
+			[ "$tries" -gt 0 ] || return 0
+			sleep 0.25
+		done
+	done <"$d/addresses"
+}
+
 # act VERB UNIT
 act() {
 	case $1 in
 	daemon-reload) systemctl daemon-reload ;;
 	directories) systemd-tmpfiles --create /etc/tmpfiles.d/kiln.conf ;;
-	# The connection may end with the old address: then so does this, before the
-	# next step, and the next run comes over the new one.
-	network) netplan apply </dev/null ;;
+	# The connection may end with the old address. Nobody tells sshd, so that the
+	# steps behind this one are done all the same.
+	network)
+		netplan apply </dev/null
+		await_addresses
+		rm -f -- "$waiting"
+		;;
 	start) systemctl restart -- "$2" ;;
 	restart | reload) renew "$1" "$2" ;;
 	esac

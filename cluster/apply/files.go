@@ -54,6 +54,9 @@ func (p *planner) allFiles() {
 }
 
 func (p *planner) file(f *plan.File) {
+	if p.want.Leave[f.Path] {
+		return
+	}
 	p.owner(f.Path, f.Owner, f.Group)
 	e := p.state.files[f.Path]
 	after, err := f.Content.Bytes()
@@ -109,8 +112,9 @@ func (p *planner) file(f *plan.File) {
 func (p *planner) follow(c *Change, path string, before, after []byte) {
 	does, note := p.want.readers(path, before, after)
 	c.does = append(c.does, does...)
-	if note == networkNote && p.options.Network {
-		c.does, note = append(c.does, action{verb: network}), ""
+	if note == networkNote {
+		p.changesNetwork(c)
+		return
 	}
 	if note != "" {
 		p.note("%s", note)

@@ -36,6 +36,9 @@ type State struct {
 	Busy     string       // who is changing the host right now; empty: nobody
 	Pending  []string     // what an apply before left to do
 	MACs     []string
+	// Waits is set where an apply has written a network that doesn't count before
+	// the next boot.
+	Waits bool
 
 	files    map[string]*entry
 	large    map[string]bool // no file of Kiln's, and too large to be one
@@ -247,6 +250,8 @@ func (s *State) parseFacts(text string) error {
 			s.Systemd = true
 		case "mac":
 			s.MACs = append(s.MACs, strings.ToLower(rest))
+		case "network":
+			s.Waits = true
 		case "cmdline":
 			s.kernel = strings.Fields(rest)
 		case "busy":

@@ -25,6 +25,9 @@ if [ -e /run/kiln-apply/lock ] && ! flock -n /run/kiln-apply/lock true; then
 	fact busy "$(cat /run/kiln-apply/holder 2>/dev/null || :)"
 fi
 
+# A network that was written, and doesn't count yet.
+[ ! -e /run/kiln-apply/network ] || fact network waits
+
 while read -r name; do
 	line=$(getent passwd "$name") || continue
 	fact passwd "$line"

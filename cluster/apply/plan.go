@@ -57,6 +57,8 @@ type Changes struct {
 	drained string   // Nomad's ID of the node that an earlier run has drained
 	marked  bool     // the mark is taken away until all is there
 	record  string   // the state of PendingPath
+	// Those that the network is to give the host.
+	addresses []string
 }
 
 // Nothing tells whether the host is as it is to be already.
@@ -85,6 +87,11 @@ type planner struct {
 // mustn't, or can't, be changed that way.
 func Plan(w *Want, s *State, o Options) (*Changes, error) {
 	p := &planner{want: w, state: s, options: o, Changes: &Changes{Host: w.Plan.Host.Name, List: []Change{}, Units: []string{}}}
+	for i := range w.Plan.Host.Network.Interfaces {
+		for _, a := range w.Plan.Host.Network.Interfaces[i].Addresses {
+			p.addresses = append(p.addresses, a.Addr().String())
+		}
+	}
 	if refs := w.Plan.Host.References(); len(refs) > 0 {
 		return nil, fmt.Errorf("%s: the secret %s isn't resolved", w.Plan.Host.Name, refs[0].Ref)
 	}
@@ -97,6 +104,7 @@ func Plan(w *Want, s *State, o Options) (*Changes, error) {
 	p.allFiles()
 	p.leftovers()
 	p.network()
+	p.waitingNetwork()
 	p.units()
 	p.image()
 	if len(p.problems) > 0 {
@@ -288,12 +296,29 @@ func (p *planner) network() {
 		Kind: "network", Name: netplanPath, What: "changed", Diff: diffOf(netplanPath, e.content, text), content: text,
 		script: call("valid_network", "@") + "\n" + call("put", "@", "0600", "root", "root", netplanPath), expects: stateOf(e),
 	}
+	p.changesNetwork(&c)
+	p.add(c)
+}
+
+// changesNetwork is for a change of a file that says what the network is to be: at
+// once, or the host remembers until it boots that it isn't yet.
+func (p *planner) changesNetwork(c *Change) {
+	c.script += "\n: >\"$waiting\""
 	if p.options.Network {
-		c.does = []action{{verb: network}}
+		c.does = append(c.does, action{verb: network})
 	} else {
 		p.note(networkNote)
 	}
-	p.add(c)
+}
+
+// waitingNetwork has a network count that an earlier run has only written.
+func (p *planner) waitingNetwork() {
+	switch {
+	case p.state.Waits && p.options.Network:
+		p.actions = append(p.actions, action{verb: network})
+	case p.state.Waits:
+		p.note(networkNote)
+	}
 }
 
 // netplanText is a network-config as a file of netplan's.

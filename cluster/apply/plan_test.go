@@ -239,9 +239,33 @@ func TestPlanOfTheNetwork(t *testing.T) {
 		t.Errorf("what is written isn't what is wanted: %v\n%s", err, c.List[0].content)
 	}
 	see(Options{Network: true}, "network /etc/netplan/50-cloud-init.yaml: changed\nthen network\n")
+	// One that was written can be had at once later, too.
+	is := s.files[netplanPath]
+	s.files[netplanPath] = &entry{kind: tar.TypeReg, content: c.List[0].content}
+	see(Options{Network: true}, "")
+	s.Waits = true
+	if c := see(Options{}, "note "+networkNote+"\n"); !c.Nothing() {
+		t.Errorf("without --network there is something to do: %+v", c)
+	}
+	see(Options{Network: true}, "then network\n")
+	s.files[netplanPath], s.Waits = is, false
 	s.files[netplanPath] = text("{")
 	if _, err := Plan(w, s, Options{}); err == nil {
 		t.Error("a broken file is taken")
+	}
+}
+
+// A file that is to be left alone is, whatever it is.
+func TestPlanLeavesFiles(t *testing.T) {
+	w := testWant(t)
+	s := as(t, w)
+	s.files["/etc/web/token"].content = []byte("mine")
+	if c, err := Plan(w, s, Options{}); err != nil || c.Nothing() {
+		t.Errorf("got %v, %v", c, err)
+	}
+	w.Leave = map[string]bool{"/etc/web/token": true}
+	if c, err := Plan(w, s, Options{}); err != nil || !c.Nothing() || len(c.Notes) > 0 {
+		t.Errorf("got %v, %v", c, err)
 	}
 }
 

@@ -6,9 +6,11 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"os/exec"
 	"slices"
 	"strings"
 	"sync"
@@ -134,6 +136,42 @@ func TestRunInterrupted(t *testing.T) {
 	}
 }
 
+// A host whose network changes may be the one who goes on.
+func TestRunLosesTheOldNetwork(t *testing.T) {
+	gone := &run.Error{Name: "ssh", Command: "ssh build01", Stderr: []string{"Timeout, server not responding."}, Err: exitStatus(t, 255)}
+	failed := &run.Error{Name: "ssh", Command: "ssh build01", Err: exitStatus(t, 1)}
+	for name, c := range map[string]struct {
+		lines []string
+		err   error
+		alone bool
+	}{
+		"in it":                 {[]string{"begin 0"}, gone, true},
+		"behind it":             {[]string{"begin 0", "done 0", "begin 1"}, gone, true},
+		"before":                {nil, gone, false},
+		"netplan doesn't do it": {[]string{"begin 0"}, failed, false},
+	} {
+		changes := &Changes{Host: "build01", drained: "a", actions: []action{{verb: network}, {restart, nomadUnit}}}
+		err := changes.Run(t.Context(), &fakeConn{lines: c.lines, err: c.err}, &Drainer{}, func(string, bool) {})
+		partial, ok := errors.AsType[*PartialError](err)
+		if !ok || partial.Alone != c.alone || strings.Contains(err.Error(), "over its new address") != c.alone || strings.Contains(err.Error(), "stays drained") != (c.alone || c.err == failed) {
+			t.Errorf("%s: got %v", name, err)
+		}
+		if c.alone && !strings.Contains(err.Error(), "not seen: ") {
+			t.Errorf("%s: it says what isn't done: %v", name, err)
+		}
+	}
+}
+
+// exitStatus is the error of a program that ended so.
+func exitStatus(t *testing.T, status int) error {
+	t.Helper()
+	err := exec.Command("sh", "-c", fmt.Sprintf("exit %d", status)).Run()
+	if err == nil {
+		t.Fatal("it ended well")
+	}
+	return err
+}
+
 func TestParseState(t *testing.T) {
 	archive := func(facts string, more ...*tar.Header) []byte {
 		var b bytes.Buffer
@@ -149,7 +187,7 @@ func TestParseState(t *testing.T) {
 		w.Close()
 		return b.Bytes()
 	}
-	s, err := parseState(archive("hostname build01\nos ID=debian\nos VERSION_ID=12\nos VERSION_CODENAME=bookworm\nsystemd yes\nmac 52:54:00:AA:00:01\ncmdline quiet x=1\nbusy \n"+
+	s, err := parseState(archive("hostname build01\nos ID=debian\nos VERSION_ID=12\nos VERSION_CODENAME=bookworm\nsystemd yes\nmac 52:54:00:AA:00:01\nnetwork waits\ncmdline quiet x=1\nbusy \n"+
 		"passwd web:x:12:13:A B:/home/web:/bin/sh\nmember web web ops\ngroup ops:x:14:web\nunit web.service enabled\npackage nginx installed\npackage old config-files\nlarge /x\n",
 		&tar.Header{Name: "./etc/", Typeflag: tar.TypeDir, Mode: 0o755, Uname: "root", Gname: "root"},
 		&tar.Header{Name: "./etc/l", Typeflag: tar.TypeSymlink, Linkname: "x", Mode: 0o777, Uid: 7, Gid: 8},
@@ -157,7 +195,7 @@ func TestParseState(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if s.Hostname != "build01" || !s.Systemd || s.Busy == "" || s.Release.Codename != "bookworm" || !slices.Equal(s.MACs, []string{"52:54:00:aa:00:01"}) || !slices.Equal(s.kernel, []string{"quiet", "x=1"}) {
+	if s.Hostname != "build01" || !s.Systemd || !s.Waits || s.Busy == "" || s.Release.Codename != "bookworm" || !slices.Equal(s.MACs, []string{"52:54:00:aa:00:01"}) || !slices.Equal(s.kernel, []string{"quiet", "x=1"}) {
 		t.Errorf("got %+v", s)
 	}
 	if u := s.users["web"]; u.uid != 12 || u.gid != 13 || u.home != "/home/web" || !slices.Equal(u.groups, []string{"web", "ops"}) || s.groups["ops"] != 14 || !s.packages["nginx"] || s.packages["old"] || !s.large["/x"] || s.units["web.service"] != "enabled" {

@@ -73,7 +73,7 @@ var known = []struct {
 	{path: "/etc/netplan/", note: networkNote},
 }
 
-const networkNote = "the network isn't touched: what was written counts from the next boot on, or at once with --network"
+const networkNote = "the network isn't touched: what is written counts from the next boot on, or at once with --network; until then nothing can start that is to listen at a new address"
 
 // bootFiles are read before there is a system to change: a host takes them only
 // with update-grub or update-initramfs, and a boot.

@@ -44,6 +44,8 @@ type Want struct {
 	// Network is the host's network as network-config version 2; nil leaves it
 	// alone.
 	Network []byte
+	// Leave are files of the layer's that stay as they are on the host.
+	Leave map[string]bool
 }
 
 // hasUnit tells whether an enabled unit of that name is wanted.

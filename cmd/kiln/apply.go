@@ -152,7 +152,7 @@ func wantOf(ctx context.Context, p *plan.Plan, secrets plan.Resolver) (*apply.Wa
 	if err != nil {
 		return nil, err
 	}
-	return &apply.Want{Plan: p, Layer: layer, Network: network}, nil
+	return &apply.Want{Plan: p, Layer: layer, Network: network, Leave: sourcesOfBuilds(p.Image.AptSources)}, nil
 }
 
 // drainer asks Nomad where the environment, or its own default, says.

@@ -403,7 +403,12 @@ func (g *guest) certify(t *testing.T) {
 			t.Errorf("%s: %s runs without a certificate", g.name, agent)
 		}
 	}
-	own := issued(t, g.Config.TLS, g.name+".example.org")
+	g.bring(t, issued(t, g.Config.TLS, g.name+".example.org"))
+}
+
+// bring has the host get a certificate.
+func (g *guest) bring(t *testing.T, own *lab.Certificate) {
+	t.Helper()
 	file := func(name, mode string, content []byte) string {
 		return fmt.Sprintf("cat >%s.new <<'END'\n%sEND\nchmod %s %[1]s.new\nmv %[1]s.new %[1]s\n", name, content, mode)
 	}

@@ -22,8 +22,9 @@ import (
 type movers struct {
 	*cluster
 	kiln    string
-	ssh     string // the folder of a program that stands for ssh, and what it was called with
-	agent02 string // the policy of the second host's Consul agent
+	ssh     string      // the folder of ssh's and sshd's files, and what ssh was called with
+	sshd    *lab.Daemon // the second host's
+	agent02 string      // the policy of the second host's Consul agent
 	// Where kiln is told that Consul and Nomad are, if not where they are.
 	consulAt, nomadAt string
 }
@@ -56,8 +57,8 @@ const (
 )
 
 // TestLeftovers has hosts change their address, and finds and removes what they
-// leave in Consul: through the agent that has it, over HTTP and over a stand-in for
-// ssh, and in the catalog where the agent is dead.
+// leave in Consul: through the agent that has it, over HTTP and over ssh, and in the
+// catalog where the agent is dead.
 func TestLeftovers(t *testing.T) {
 	m := newMovers(t)
 	for _, step := range []struct {
@@ -106,15 +107,7 @@ func newMovers(t *testing.T) *movers {
 			t.Fatal(err)
 		}
 	}
-	// What ssh would have run on the host runs here: all hosts are here.
-	place(t, filepath.Join(m.ssh, "ssh"), `#!/bin/sh
-echo "$@" >>`+m.ssh+`/calls
-for last; do :; done
-exec sh -c "$last"
-`)
-	if err := os.Chmod(filepath.Join(m.ssh, "ssh"), 0o755); err != nil {
-		t.Fatal(err)
-	}
+	m.startSSHD(t, mover2)
 	m.agent02 = m.policy(t, "agent02", mover2.token, `node_prefix "" { policy = "write" } service_prefix "" { policy = "read" }`)
 	m.policy(t, "reader", readToken, `node_prefix "" { policy = "read" } service_prefix "" { policy = "read" } agent_prefix "" { policy = "read" }`)
 	return m
@@ -201,7 +194,7 @@ type leftoversOut struct {
 // leftovers runs kiln in the cluster's network, with a token for Consul.
 func (m *movers) leftovers(t *testing.T, status int, token string, args ...string) (said string, out leftoversOut) {
 	t.Helper()
-	argv := append([]string{m.kiln, "consul", "leftovers", "--json"}, args...)
+	argv := append([]string{m.kiln, "consul", "leftovers", "--json", "--ssh-config", filepath.Join(m.ssh, "ssh_config")}, args...)
 	cmd := m.space.Command(t.Context(), argv...)
 	cmd.Env = append(slices.Clone(cmd.Env), "PATH="+m.ssh+":/usr/sbin:/usr/bin:/sbin:/bin", "CONSUL_HTTP_ADDR="+cmp.Or(m.consulAt, m.ConsulURL("")), "CONSUL_HTTP_TOKEN="+token,
 		"NOMAD_ADDR="+cmp.Or(m.nomadAt, m.NomadURL("")), "NOMAD_TOKEN="+management, "NOMAD_REGION=alice")
@@ -356,7 +349,8 @@ func (m *movers) fix(t *testing.T) {
 	}
 }
 
-// checkSSH holds what ssh was called with against what it may be.
+// checkSSH holds what ssh was called with against what it may be, and wants sshd to
+// have let it in.
 func (m *movers) checkSSH(t *testing.T) {
 	t.Helper()
 	calls, err := os.ReadFile(filepath.Join(m.ssh, "calls"))
@@ -364,9 +358,13 @@ func (m *movers) checkSSH(t *testing.T) {
 		t.Fatal(err)
 	}
 	for call := range strings.Lines(string(calls)) {
+		call = strings.TrimSpace(call) + " "
 		if !strings.Contains(call, " -- "+mover2.name+" ") && !strings.Contains(call, " -- "+mover3.name+" ") || strings.Contains(call, management) || strings.Contains(call, readToken) {
 			t.Errorf("called ssh %s", call)
 		}
+	}
+	if log := m.sshd.Log(); !strings.Contains(log, "Accepted publickey for root") {
+		t.Errorf("nobody has logged in to %s:\n%s", mover2.name, log)
 	}
 }
 

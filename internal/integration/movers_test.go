@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -55,6 +57,40 @@ acl {
   enabled = true
 }
 `
+
+// startSSHD starts a real sshd at an address of a host's, in a tree of its own, and
+// writes what a client needs to log in to it as root. At the other hosts' addresses
+// nobody lets one log in.
+func (m *movers) startSSHD(t *testing.T, h mover) {
+	t.Helper()
+	for _, key := range []string{"host", "operator"} {
+		if out, err := exec.Command(program(t, "ssh-keygen"), "-q", "-t", "ed25519", "-N", "", "-f", filepath.Join(m.ssh, key)).CombinedOutput(); err != nil {
+			t.Fatalf("ssh-keygen: %v\n%s", err, out)
+		}
+	}
+	place(t, filepath.Join(m.ssh, "known_hosts"), h.name+" "+read(t, m.ssh, "host.pub"))
+	config := fmt.Sprintf("Host *\nUser root\nIdentityFile %s\nIdentitiesOnly yes\nUserKnownHostsFile %s\n", filepath.Join(m.ssh, "operator"), filepath.Join(m.ssh, "known_hosts"))
+	for _, h := range []mover{mover1, mover2, mover3} {
+		config += fmt.Sprintf("Host %[1]s\nHostName %[2]s\nHostKeyAlias %[1]s\n", h.name, h.before)
+	}
+	place(t, filepath.Join(m.ssh, "ssh_config"), config)
+	// What kiln calls writes down what it was called with, and is ssh then.
+	place(t, filepath.Join(m.ssh, "ssh"), "#!/bin/sh\necho \"$@\" >>"+m.ssh+"/calls\nexec "+program(t, "ssh")+" \"$@\"\n")
+	if err := os.Chmod(filepath.Join(m.ssh, "ssh"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	place(t, filepath.Join(m.ssh, "sshd_config"), "ListenAddress "+h.before+"\nHostKey /etc/ssh/host\nAuthorizedKeysFile /etc/ssh/operator.pub\nPasswordAuthentication no\nUseDNS no\nPidFile none\n")
+	m.sshd = m.daemon(t, "sh", "-c", fmt.Sprintf(`set -e
+mkdir /run/sshd-host
+cd /run/sshd-host
+mkdir up work root
+mount -t overlay -o lowerdir=%[2]s,upperdir=up,workdir=work overlay root
+mount --rbind /dev root/dev
+mkdir -p root/run/sshd
+cp %[1]s/host %[1]s/operator.pub %[1]s/sshd_config root/etc/ssh/
+exec chroot root /usr/sbin/sshd -D -e`, m.ssh, debianTree(t, "sshhost", sshPackages)))
+	eventually(t, "sshd listens", func() bool { return strings.Contains(m.sshd.Log(), "Server listening on "+h.before) })
+}
 
 // policy makes a token of Consul's that may do that, and gives its policy's ID.
 func (m *movers) policy(t *testing.T, name, token, rules string) string {

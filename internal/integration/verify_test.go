@@ -32,7 +32,7 @@ type operator struct {
 func (g *guest) newOperator(t *testing.T, golden *golden) *operator {
 	t.Helper()
 	// It outlives this part of the test.
-	dir := filepath.Join(filepath.Dir(golden.site), "operator")
+	dir := filepath.Join(filepath.Dir(golden.site), "operator-"+g.name)
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -43,26 +43,47 @@ func (g *guest) newOperator(t *testing.T, golden *golden) *operator {
 	g.sh(t, "printf '%s\\n' '"+strings.TrimSpace(read(t, dir, "key.pub"))+"' >>~alice/.ssh/authorized_keys")
 	name := g.name + ".example.org"
 	place(t, filepath.Join(dir, "known_hosts"), name+" "+g.sh(t, "cat /etc/ssh/ssh_host_ed25519_key.pub"))
-	place(t, filepath.Join(dir, "ssh_config"), fmt.Sprintf("Host %[1]s\nHostName %[2]s\nHostKeyAlias %[1]s\nUserKnownHostsFile %[3]s\nIdentityFile %[4]s\nIdentitiesOnly yes\n",
-		name, g.address, filepath.Join(dir, "known_hosts"), key))
 	own := issued(t, g.Config.TLS, "operator.example.org")
 	place(t, filepath.Join(dir, "ca.pem"), string(g.Config.TLS.PEM))
 	place(t, filepath.Join(dir, "cert.pem"), string(own.Cert))
 	place(t, filepath.Join(dir, "key.pem"), string(own.Key))
-	return &operator{guest: g, golden: golden, ssh: filepath.Join(dir, "ssh_config"), env: []string{
+	o := &operator{guest: g, golden: golden, ssh: filepath.Join(dir, "ssh_config"), env: []string{
 		"NOMAD_ADDR=https://10.66.0.2:4646", "NOMAD_TLS_SERVER_NAME=server1.example.org", "NOMAD_TOKEN=" + management,
 		"NOMAD_CACERT=" + filepath.Join(dir, "ca.pem"), "NOMAD_CLIENT_CERT=" + filepath.Join(dir, "cert.pem"), "NOMAD_CLIENT_KEY=" + filepath.Join(dir, "key.pem"),
 		"CONSUL_HTTP_ADDR=http://10.66.0.2:8500", "CONSUL_HTTP_TOKEN=" + management,
 		"KILN_TEST_GOSSIP=" + gossipKey, "KILN_TEST_AGENT=" + agentToken, "KILN_TEST_NOMAD=" + nomadToken,
 	}}
+	o.reachAt(t, g.address)
+	return o
 }
 
-// kiln runs kiln verify in the cluster's network.
+// reachAt has ssh look for the host there: the name servers of a site are told of a
+// new address like that.
+func (o *operator) reachAt(t *testing.T, address string) {
+	t.Helper()
+	dir := filepath.Dir(o.ssh)
+	place(t, o.ssh, fmt.Sprintf("Host %[1]s\nHostName %[2]s\nHostKeyAlias %[1]s\nUserKnownHostsFile %[3]s\nIdentityFile %[4]s\nIdentitiesOnly yes\n",
+		o.name+".example.org", address, filepath.Join(dir, "known_hosts"), filepath.Join(dir, "key")))
+}
+
+// command is a call of kiln in the cluster's network.
+func (o *operator) command(t *testing.T, args ...string) *exec.Cmd {
+	t.Helper()
+	cmd := o.Cluster.Space.Command(t.Context(), append([]string{o.golden.kiln}, args...)...)
+	cmd.Env = append(cmd.Env, o.env...)
+	return cmd
+}
+
+// kiln runs kiln verify.
 func (o *operator) kiln(t *testing.T, site string, args ...string) (out, said string, status int) {
 	t.Helper()
 	// The lab's certificates are valid for a day.
-	cmd := o.Cluster.Space.Command(t.Context(), append([]string{o.golden.kiln, "verify", "--site", site, "--expires-within", "1h"}, args...)...)
-	cmd.Env = append(cmd.Env, o.env...)
+	return ended(t, o.command(t, append([]string{"verify", "--site", site, "--expires-within", "1h"}, args...)...))
+}
+
+// ended runs a command to its end: what it printed, and its exit status.
+func ended(t *testing.T, cmd *exec.Cmd) (out, said string, status int) {
+	t.Helper()
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
 	b, err := cmd.Output()
@@ -121,6 +142,9 @@ func (g *guest) isVerified(t *testing.T, golden *golden) *operator {
 
 	o.siteDiffers(t)
 	o.ineligible(t)
+	o.registeredTwice(t)
+	o.newerThanServers(t)
+	o.expires(t, ssh)
 	o.refused(t)
 	o.installAnew(t)
 	return o

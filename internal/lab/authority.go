@@ -56,15 +56,18 @@ func NewAuthority() (*Authority, error) {
 	return a, nil
 }
 
-// Issue makes a host's certificate and key.
-func (a *Authority) Issue(name string) (*Certificate, error) {
+// Issue makes a host's certificate and key, which is valid for a day.
+func (a *Authority) Issue(name string) (*Certificate, error) { return a.IssueFor(name, 24*time.Hour) }
+
+// IssueFor makes one that is valid for that long.
+func (a *Authority) IssueFor(name string, valid time.Duration) (*Certificate, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, fmt.Errorf("issuing a certificate for %s: %w", name, err)
 	}
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(a.serial.Add(1)), Subject: pkix.Name{CommonName: name}, DNSNames: []string{name},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour), KeyUsage: x509.KeyUsageDigitalSignature,
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(valid), KeyUsage: x509.KeyUsageDigitalSignature,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, key.Public(), a.key)
