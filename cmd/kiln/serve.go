@@ -151,6 +151,9 @@ func newServing(ctx context.Context, o *serveOptions, u *ui.UI) (*serving, error
 	if s.log, err = o.logger(u); err != nil {
 		return nil, err
 	}
+	if err := o.check(); err != nil {
+		return nil, err
+	}
 	if s.dhcp, err = o.newDHCP(s); err != nil {
 		return nil, err
 	}
@@ -183,6 +186,21 @@ func newServing(ctx context.Context, o *serveOptions, u *ui.UI) (*serving, error
 		return nil, err
 	}
 	return s, s.newWeb()
+}
+
+// check refuses numbers that nobody can have meant.
+func (o *serveOptions) check() error {
+	switch {
+	case o.writers < 1:
+		return usagef("--writers %d: no host would ever be written: 1 is the least", o.writers)
+	case o.firstBoot <= 0:
+		return usagef("--first-boot-timeout %s: no host would have time to become ready", o.firstBoot)
+	case o.httpPort == 0 || o.httpsPort == 0:
+		return usagef("--http-port and --https-port: hosts are told the ports before they are chosen: name them")
+	case o.httpPort == o.httpsPort:
+		return usagef("--http-port and --https-port are both %d: name two", o.httpPort)
+	}
+	return nil
 }
 
 func (o *serveOptions) newDHCP(s *serving) (*dhcp.Server, error) {
@@ -343,7 +361,7 @@ func (s *serving) listen(ctx context.Context) (plain, secure net.Listener, boot 
 	tcp := func(port uint16) (net.Listener, error) {
 		l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", net.JoinHostPort(o.address, strconv.Itoa(int(port))))
 		if err != nil {
-			return nil, fmt.Errorf("listening for hosts: %w: --http-port and --https-port name others", err)
+			return nil, fmt.Errorf("listening for hosts: %w%s", err, portHint(err))
 		}
 		opened = append(opened, l)
 		return l, nil
@@ -366,6 +384,17 @@ func (s *serving) listen(ctx context.Context) (plain, secure net.Listener, boot 
 		opened, boot = append(opened, c), append(boot, c)
 	}
 	return plain, secure, boot, s.dhcp.Listen(ctx)
+}
+
+// portHint is the way out where hosts can't be listened for.
+func portHint(err error) string {
+	switch {
+	case errors.Is(err, syscall.EADDRNOTAVAIL):
+		return ": this machine doesn't have the address of --address: ip address lists those it has"
+	case errors.Is(err, syscall.EADDRINUSE):
+		return ": --http-port and --https-port name others"
+	}
+	return ""
 }
 
 // addresses are those that TFTP listens at; an empty one is all.
