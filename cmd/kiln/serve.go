@@ -77,7 +77,7 @@ It needs root, or CAP_NET_BIND_SERVICE and CAP_NET_RAW. iPXE is the distribution
   kiln arm build01 && kiln status --watch`,
 		Args:              cobra.NoArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
-		Annotations:       map[string]string{endsByItself: "yes"},
+		Annotations:       map[string]string{endsByItself: "yes", reloadsAtHUP: "yes"},
 		RunE:              verb(func(ctx context.Context, _ *cobra.Command, _ []string) error { return runServe(ctx, o, u) }),
 	}
 	f := cmd.Flags()
@@ -123,11 +123,15 @@ type serving struct {
 }
 
 func runServe(ctx context.Context, o *serveOptions, u *ui.UI) error {
+	// Before all else: until it is asked for, this signal ends a process.
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP)
+	defer signal.Stop(hup)
 	s, err := newServing(ctx, o, u)
 	if err != nil {
 		return err
 	}
-	return s.run(ctx)
+	return s.run(ctx, hup)
 }
 
 func (o *serveOptions) logger(u *ui.UI) (*slog.Logger, error) {
@@ -295,7 +299,8 @@ func (s *serving) newWeb() error {
 }
 
 // run opens all sockets, and serves until ctx ends: then what runs has half a minute.
-func (s *serving) run(ctx context.Context) error {
+// The site is read again whenever reload has something.
+func (s *serving) run(ctx context.Context, reload <-chan os.Signal) error {
 	plain, secure, boot, err := s.listen(ctx)
 	if err != nil {
 		return err
@@ -305,9 +310,6 @@ func (s *serving) run(ctx context.Context) error {
 		return err
 	}
 	s.log.Info("serving", "http", plain.Addr(), "https", secure.Addr(), "dhcp", s.dhcp.Mode, "interfaces", s.options.interfaces, "state", s.dir, "pin", pin)
-	hup := make(chan os.Signal, 1)
-	signal.Notify(hup, syscall.SIGHUP)
-	defer signal.Stop(hup)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.dhcp.Serve(ctx) })
 	g.Go(func() error { return s.web.Serve(ctx, plain, secure) })
@@ -320,7 +322,7 @@ func (s *serving) run(ctx context.Context) error {
 		})
 	}
 	g.Go(func() error {
-		s.site.watch(ctx, hup, func() { s.dhcp.SetHosts(s.site.registered()) })
+		s.site.watch(ctx, reload, func() { s.dhcp.SetHosts(s.site.registered()) })
 		return nil
 	})
 	g.Go(func() error {
