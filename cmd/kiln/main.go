@@ -41,12 +41,14 @@ func call(args []string, u *ui.UI) int {
 		u.Notef("kiln: %s", err)
 		return exitFailed
 	}
+	root := newRootCommand(u)
+	root.SetArgs(args)
 	signals := []os.Signal{os.Interrupt, syscall.SIGTERM}
 	if inside {
 		// A terminal's ^C comes here, too: the one outside says so, once.
 		signal.Notify(make(chan os.Signal, 1), os.Interrupt, syscall.SIGHUP)
 		signals = []os.Signal{syscall.SIGTERM}
-	} else if !signal.Ignored(syscall.SIGHUP) { // as it is under nohup
+	} else if !reloads(root, args) && !signal.Ignored(syscall.SIGHUP) { // as it is under nohup
 		// The terminal is gone, or the connection to it.
 		signals = append(signals, syscall.SIGHUP)
 	}
@@ -55,8 +57,6 @@ func call(args []string, u *ui.UI) int {
 	// A second ^C ends the process at once, should the first not be enough.
 	context.AfterFunc(ctx, stop)
 
-	root := newRootCommand(u)
-	root.SetArgs(args)
 	return execute(ctx, root, args, u)
 }
 
@@ -67,6 +67,16 @@ const patience = 3 * time.Second
 // endsByItself is an annotation of verbs that have to clean up when they are
 // interrupted, however long that takes.
 const endsByItself = "kiln_ends_by_itself"
+
+// reloadsAtHUP is an annotation of verbs to which SIGHUP says to read their files
+// again. All others end by it.
+const reloadsAtHUP = "kiln_reloads_at_hup"
+
+// reloads tells whether the verb that args call isn't ended by SIGHUP.
+func reloads(root *cobra.Command, args []string) bool {
+	cmd, _, err := root.Find(args)
+	return err == nil && cmd.Annotations[reloadsAtHUP] != ""
+}
 
 // execute runs the verb that root's arguments call, until it returns or, once
 // ctx has ended, patience does.

@@ -246,6 +246,26 @@ func TestHelp(t *testing.T) {
 	}
 }
 
+// TestHangUp: a lost terminal ends all verbs but the one that reads its site again.
+func TestHangUp(t *testing.T) {
+	for _, c := range []struct {
+		args string
+		want bool
+	}{
+		{"serve", true},
+		{"--site s serve --interface eno1 -v", true},
+		{"serve --state build", true},
+		{"build serve", false},
+		{"status --watch", false},
+		{"", false},
+		{"nothing", false},
+	} {
+		if got := reloads(newRootCommand(testUI()), strings.Fields(c.args)); got != c.want {
+			t.Errorf("kiln %s reloads at SIGHUP: %v", c.args, got)
+		}
+	}
+}
+
 // TestInterrupted: a call that is ended from outside says so, and leaves nothing.
 func TestInterrupted(t *testing.T) {
 	site := t.TempDir()

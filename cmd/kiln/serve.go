@@ -77,7 +77,7 @@ It needs root, or CAP_NET_BIND_SERVICE and CAP_NET_RAW. iPXE is the distribution
   kiln arm build01 && kiln status --watch`,
 		Args:              cobra.NoArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
-		Annotations:       map[string]string{endsByItself: "yes"},
+		Annotations:       map[string]string{endsByItself: "yes", reloadsAtHUP: "yes"},
 		RunE:              verb(func(ctx context.Context, _ *cobra.Command, _ []string) error { return runServe(ctx, o, u) }),
 	}
 	f := cmd.Flags()
@@ -123,11 +123,15 @@ type serving struct {
 }
 
 func runServe(ctx context.Context, o *serveOptions, u *ui.UI) error {
+	// Before all else: until it is asked for, this signal ends a process.
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP)
+	defer signal.Stop(hup)
 	s, err := newServing(ctx, o, u)
 	if err != nil {
 		return err
 	}
-	return s.run(ctx)
+	return s.run(ctx, hup)
 }
 
 func (o *serveOptions) logger(u *ui.UI) (*slog.Logger, error) {
@@ -149,6 +153,9 @@ func newServing(ctx context.Context, o *serveOptions, u *ui.UI) (*serving, error
 	s := &serving{options: o}
 	var err error
 	if s.log, err = o.logger(u); err != nil {
+		return nil, err
+	}
+	if err := o.check(); err != nil {
 		return nil, err
 	}
 	if s.dhcp, err = o.newDHCP(s); err != nil {
@@ -183,6 +190,21 @@ func newServing(ctx context.Context, o *serveOptions, u *ui.UI) (*serving, error
 		return nil, err
 	}
 	return s, s.newWeb()
+}
+
+// check refuses numbers that nobody can have meant.
+func (o *serveOptions) check() error {
+	switch {
+	case o.writers < 1:
+		return usagef("--writers %d: no host would ever be written: 1 is the least", o.writers)
+	case o.firstBoot <= 0:
+		return usagef("--first-boot-timeout %s: no host would have time to become ready", o.firstBoot)
+	case o.httpPort == 0 || o.httpsPort == 0:
+		return usagef("--http-port and --https-port: hosts are told the ports before they are chosen: name them")
+	case o.httpPort == o.httpsPort:
+		return usagef("--http-port and --https-port are both %d: name two", o.httpPort)
+	}
+	return nil
 }
 
 func (o *serveOptions) newDHCP(s *serving) (*dhcp.Server, error) {
@@ -277,7 +299,8 @@ func (s *serving) newWeb() error {
 }
 
 // run opens all sockets, and serves until ctx ends: then what runs has half a minute.
-func (s *serving) run(ctx context.Context) error {
+// The site is read again whenever reload has something.
+func (s *serving) run(ctx context.Context, reload <-chan os.Signal) error {
 	plain, secure, boot, err := s.listen(ctx)
 	if err != nil {
 		return err
@@ -287,9 +310,6 @@ func (s *serving) run(ctx context.Context) error {
 		return err
 	}
 	s.log.Info("serving", "http", plain.Addr(), "https", secure.Addr(), "dhcp", s.dhcp.Mode, "interfaces", s.options.interfaces, "state", s.dir, "pin", pin)
-	hup := make(chan os.Signal, 1)
-	signal.Notify(hup, syscall.SIGHUP)
-	defer signal.Stop(hup)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.dhcp.Serve(ctx) })
 	g.Go(func() error { return s.web.Serve(ctx, plain, secure) })
@@ -302,7 +322,7 @@ func (s *serving) run(ctx context.Context) error {
 		})
 	}
 	g.Go(func() error {
-		s.site.watch(ctx, hup, func() { s.dhcp.SetHosts(s.site.registered()) })
+		s.site.watch(ctx, reload, func() { s.dhcp.SetHosts(s.site.registered()) })
 		return nil
 	})
 	g.Go(func() error {
@@ -343,7 +363,7 @@ func (s *serving) listen(ctx context.Context) (plain, secure net.Listener, boot 
 	tcp := func(port uint16) (net.Listener, error) {
 		l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", net.JoinHostPort(o.address, strconv.Itoa(int(port))))
 		if err != nil {
-			return nil, fmt.Errorf("listening for hosts: %w: --http-port and --https-port name others", err)
+			return nil, fmt.Errorf("listening for hosts: %w%s", err, portHint(err))
 		}
 		opened = append(opened, l)
 		return l, nil
@@ -366,6 +386,17 @@ func (s *serving) listen(ctx context.Context) (plain, secure net.Listener, boot 
 		opened, boot = append(opened, c), append(boot, c)
 	}
 	return plain, secure, boot, s.dhcp.Listen(ctx)
+}
+
+// portHint is the way out where hosts can't be listened for.
+func portHint(err error) string {
+	switch {
+	case errors.Is(err, syscall.EADDRNOTAVAIL):
+		return ": this machine doesn't have the address of --address: ip address lists those it has"
+	case errors.Is(err, syscall.EADDRINUSE):
+		return ": --http-port and --https-port name others"
+	}
+	return ""
 }
 
 // addresses are those that TFTP listens at; an empty one is all.

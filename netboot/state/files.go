@@ -52,7 +52,11 @@ type disk struct{ dir string }
 
 func openDisk(dir string) (disk, error) {
 	for _, d := range []string{dir, filepath.Join(dir, recordsDir), filepath.Join(dir, locksDir)} {
-		if err := os.Mkdir(d, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		err := os.Mkdir(d, 0o700)
+		if err == nil && d != dir {
+			err = likeFolder(d, dir)
+		}
+		if err != nil && !errors.Is(err, fs.ErrExist) {
 			return disk{}, fmt.Errorf("the state of installations: %w", err)
 		}
 		info, err := os.Stat(d)
@@ -62,6 +66,12 @@ func openDisk(dir string) (disk, error) {
 		// Who may write there may have any host's disk wiped.
 		if info.Mode().Perm()&0o077 == 0 {
 			continue
+		}
+		// A folder that is somebody else's mustn't be closed to them: it was mistyped.
+		if d == dir {
+			if err := onlyState(d); err != nil {
+				return disk{}, fmt.Errorf("the state of installations: %w", err)
+			}
 		}
 		if err := os.Chmod(d, 0o700); err != nil {
 			return disk{}, fmt.Errorf("the state of installations: others may enter %s: %w", d, err)
@@ -76,11 +86,45 @@ func openDisk(dir string) (disk, error) {
 	return disk{dir}, nil
 }
 
+// onlyState refuses a folder that has something in it, and isn't a state's.
+func onlyState(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil || len(entries) == 0 {
+		return err
+	}
+	if _, err := os.Stat(filepath.Join(dir, recordsDir)); err == nil {
+		if _, err := os.Stat(filepath.Join(dir, locksDir)); err == nil {
+			return nil
+		}
+	}
+	return fmt.Errorf("%s has other files in it (%s), and others may enter it: name a folder of its own, which is made if it is missing", dir, entries[0].Name())
+}
+
+// likeFolder gives what root has made to the owner of the folder: a server that
+// isn't root's couldn't read it otherwise.
+func likeFolder(name, dir string) error {
+	if os.Geteuid() != 0 {
+		return nil
+	}
+	info, err := os.Stat(dir)
+	if err != nil {
+		return err
+	}
+	if s, ok := info.Sys().(*syscall.Stat_t); ok && s.Uid != 0 {
+		return os.Lchown(name, int(s.Uid), int(s.Gid))
+	}
+	return nil
+}
+
 func (d disk) path(name string) string { return filepath.Join(d.dir, recordsDir, name) }
 
 func (d disk) lock(name string) (func(), error) {
 	f, err := os.OpenFile(filepath.Join(d.dir, locksDir, name), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
+		return nil, err
+	}
+	if err := likeFolder(f.Name(), d.dir); err != nil {
+		f.Close()
 		return nil, err
 	}
 	for {
@@ -145,6 +189,10 @@ func (d disk) list() ([]string, version, error) {
 func (d disk) create(name string) (file, error) {
 	f, err := os.OpenFile(d.path(name), os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
 	if err != nil {
+		return nil, err
+	}
+	if err := likeFolder(f.Name(), d.dir); err != nil {
+		f.Close()
 		return nil, err
 	}
 	return f, nil
