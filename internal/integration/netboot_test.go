@@ -40,6 +40,13 @@ const netbootHosts = `
   install: {serial: ROOT2}
 `
 
+// netbootSecrets are what no packet may have a part of: no part is one that other
+// data could have by chance.
+var netbootSecrets = lab.Secrets{
+	Gossip: gossipKey, Management: management,
+	Agent: "8f1b6f0a-93d2-4b7e-a1c5-5e0d7c49b362", Nomad: "d3a9c7e1-2f64-4c08-b5e7-91f0a86d2c4b",
+}
+
 // netbootTime is how long a machine may take from power-on to ready: software
 // emulates it, and others beside it.
 const netbootTime = 25 * time.Minute
@@ -89,11 +96,11 @@ func newNetbootLab(t *testing.T) *netbootLab {
 	}
 	place(t, filepath.Join(g.cache, keptNames), strings.Join(append(stepsOf(m), m.ID), "\n"))
 	n.cluster = labCluster(t, lab.Config{
-		Datacenter: "ci", Region: "alice", Secrets: clusterTokens, NomadACL: true, Names: []string{"server1.example.org"},
+		Datacenter: "ci", Region: "alice", Secrets: netbootSecrets, NomadACL: true, Names: []string{"server1.example.org"},
 		Records: map[string]netip.Addr{"www.example.com": netip.MustParseAddr("10.66.0.80")},
 	})
 	n.cluster.sh(t, "ip address add "+netbootServer+"/24 dev lab0")
-	n.sniffer = newSniffer(t, n.cluster, gossipKey, agentToken, nomadToken)
+	n.sniffer = newSniffer(t, n.cluster, netbootSecrets.Gossip, netbootSecrets.Agent, netbootSecrets.Nomad)
 	return n
 }
 
@@ -126,7 +133,7 @@ func (n *netbootLab) dnsmasq(t *testing.T) {
 // environment is that of kiln: the secrets, and where Nomad and Consul are.
 func (n *netbootLab) environment() []string {
 	env := slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "AWS_CA_BUNDLE=") })
-	return append(env, "KILN_CACHE="+n.cache, "KILN_STATE="+n.state, "KILN_TEST_GOSSIP="+gossipKey, "KILN_TEST_AGENT="+agentToken, "KILN_TEST_NOMAD="+nomadToken,
+	return append(env, "KILN_CACHE="+n.cache, "KILN_STATE="+n.state, "KILN_TEST_GOSSIP="+netbootSecrets.Gossip, "KILN_TEST_AGENT="+netbootSecrets.Agent, "KILN_TEST_NOMAD="+netbootSecrets.Nomad,
 		"NOMAD_ADDR="+n.cluster.NomadURL(""), "NOMAD_TOKEN="+management, "CONSUL_HTTP_ADDR="+n.cluster.ConsulURL(""), "CONSUL_HTTP_TOKEN="+management)
 }
 
