@@ -10,6 +10,7 @@ import (
 
 	"github.com/alisw/kiln/internal/ui"
 	"github.com/alisw/kiln/netboot/state"
+	"github.com/alisw/kiln/plan"
 )
 
 type armOptions struct {
@@ -115,6 +116,7 @@ func runArm(ctx context.Context, o *armOptions, args []string, u *ui.UI) error {
 type armTarget interface {
 	arm(ctx context.Context, a state.Arming) (*state.Record, error)
 	disarm(ctx context.Context, host, by string) (*state.Record, error)
+	records(ctx context.Context) ([]*state.Record, error)
 }
 
 func (o *armOptions) target() (armTarget, error) { return openTarget(&o.state, &o.server) }
@@ -197,13 +199,25 @@ func runDisarm(ctx context.Context, o *disarmOptions, args []string, u *ui.UI) e
 		return err
 	}
 	// The names are as the inventory has them, where there is one; what was taken out
-	// of it can be disarmed still.
+	// of it, or isn't sound, can be disarmed still.
 	site, siteErr := o.open()
+	var armed []*state.Record
 	var errs []error
 	for _, name := range args {
+		var p *plan.Plan
 		if siteErr == nil {
-			if p, _, err := site.Host(ctx, name); err == nil && p != nil {
-				name = p.Host.Name
+			p, _, _ = site.Host(ctx, name)
+		}
+		if p != nil {
+			name = p.Host.Name
+		} else {
+			if armed == nil {
+				if armed, err = target.records(ctx); err != nil {
+					return err
+				}
+			}
+			if r := named(armed, name); r != nil {
+				name = r.Host
 			}
 		}
 		r, err := target.disarm(ctx, name, who())
