@@ -90,6 +90,7 @@ type Server struct {
 	guesses   guesses
 	plainPort int
 	tlsPort   int
+	patience  time.Duration // 0: answerTime
 }
 
 // init prepares what a zero value lacks.
