@@ -10,6 +10,7 @@ import (
 
 	"github.com/alisw/kiln/internal/ui"
 	"github.com/alisw/kiln/netboot/state"
+	"github.com/alisw/kiln/plan"
 )
 
 type armOptions struct {
@@ -39,7 +40,8 @@ Where the site names a Nomad, or NOMAD_ADDR does, a host on which jobs run is
 refused: drain it first.
 
 Only who may write the server's state can arm; from elsewhere, --server asks the
-server over HTTPS, with the operator's token in KILN_OPERATOR_TOKEN.`,
+server over HTTPS, with the operator's token in KILN_OPERATOR_TOKEN. The server has
+the images then; the site's rules for the disk have to be the same there and here.`,
 		Example: `  kiln arm build01
   kiln arm build01 build02 --yes
   kiln arm build01 --image 4f1c2e
@@ -64,10 +66,12 @@ func runArm(ctx context.Context, o *armOptions, args []string, u *ui.UI) error {
 	if err != nil {
 		return err
 	}
-	a, err := newArmer(site, !o.withoutNomad)
+	// A server has the images, and asks Nomad, itself.
+	a, err := newArmer(site, !o.withoutNomad && !o.server.set())
 	if err != nil {
 		return err
 	}
+	a.elsewhere = o.server.set()
 	// All are known before the first is armed.
 	var list []*state.Arming
 	seen := map[string]bool{}
@@ -102,7 +106,7 @@ func runArm(ctx context.Context, o *armOptions, args []string, u *ui.UI) error {
 		}
 		armed = append(armed, r)
 		if !o.json {
-			u.Printf("%s is armed: its next boot from the network installs %.12s on %s\n", arming.Host, arming.Image, arming.Disk)
+			u.Printf("%s is armed: its next boot from the network installs %.12s on %s\n", r.Host, r.Image, r.Disk)
 		}
 	}
 	if o.json {
@@ -115,9 +119,16 @@ func runArm(ctx context.Context, o *armOptions, args []string, u *ui.UI) error {
 type armTarget interface {
 	arm(ctx context.Context, a state.Arming) (*state.Record, error)
 	disarm(ctx context.Context, host, by string) (*state.Record, error)
+	records(ctx context.Context) ([]*state.Record, error)
 }
 
-func (o *armOptions) target() (armTarget, error) { return openTarget(&o.state, &o.server) }
+func (o *armOptions) target() (armTarget, error) {
+	t, err := openTarget(&o.state, &o.server)
+	if c, ok := t.(*operatorClient); ok && err == nil {
+		c.withoutNomad = o.withoutNomad
+	}
+	return t, err
+}
 
 func openTarget(s *stateOptions, server *serverOptions) (armTarget, error) {
 	if server.set() {
@@ -151,7 +162,11 @@ func (o *armOptions) ask(ctx context.Context, list []*state.Arming, u *ui.UI) er
 		w := tabwriter.NewWriter(u.Err, 0, 8, 2, ' ', 0)
 		fmt.Fprintln(w, "HOST\tIMAGE\tALL OF THIS DISK IS LOST")
 		for _, a := range list {
-			fmt.Fprintf(w, "%s\t%s %.12s\t%s\n", a.Host, a.Profile, a.Image, a.Disk)
+			image := a.Image
+			if image == "" {
+				image = "(the newest)"
+			}
+			fmt.Fprintf(w, "%s\t%s %.12s\t%s\n", a.Host, a.Profile, image, a.Disk)
 		}
 		if err := w.Flush(); err != nil {
 			return err
@@ -197,13 +212,25 @@ func runDisarm(ctx context.Context, o *disarmOptions, args []string, u *ui.UI) e
 		return err
 	}
 	// The names are as the inventory has them, where there is one; what was taken out
-	// of it can be disarmed still.
+	// of it, or isn't sound, can be disarmed still.
 	site, siteErr := o.open()
+	var armed []*state.Record
 	var errs []error
 	for _, name := range args {
+		var p *plan.Plan
 		if siteErr == nil {
-			if p, _, err := site.Host(ctx, name); err == nil && p != nil {
-				name = p.Host.Name
+			p, _, _ = site.Host(ctx, name)
+		}
+		if p != nil {
+			name = p.Host.Name
+		} else {
+			if armed == nil {
+				if armed, err = target.records(ctx); err != nil {
+					return err
+				}
+			}
+			if r := named(armed, name); r != nil {
+				name = r.Host
 			}
 		}
 		r, err := target.disarm(ctx, name, who())

@@ -22,6 +22,8 @@ type armer struct {
 	store *images.Store
 	keys  []images.PublicKey
 	nomad *cluster.Nomad // nil: isn't asked
+	// elsewhere is that a server has the images, and finds the one that is meant.
+	elsewhere bool
 }
 
 // newArmer makes an armer of a site. Where the site or the environment names a
@@ -68,14 +70,17 @@ func (a *armer) prepare(ctx context.Context, host, image string) (*state.Arming,
 	if clash := slices.Index(h.Data, h.Install); clash >= 0 && h.Install != (plan.DiskRule{}) {
 		return nil, fmt.Errorf("%s: the disk to install on and the one of %s have the same rule: one of them has to be another", p.Host.Origin, p.Host.Disks[clash].Mount)
 	}
-	m, err := a.image(p, image)
-	if err != nil {
-		return nil, err
+	if !a.elsewhere {
+		m, err := a.image(p, image)
+		if err != nil {
+			return nil, err
+		}
+		image = m.ID
 	}
 	if err := a.idle(ctx, h.Name); err != nil {
 		return nil, err
 	}
-	arming := &state.Arming{Host: h.Name, Image: m.ID, Profile: p.Image.Profile, Disk: describeDisk(&p.Host), Install: h.Install, Data: h.Data}
+	arming := &state.Arming{Host: h.Name, Image: image, Profile: p.Image.Profile, Disk: describeDisk(&p.Host), Install: h.Install, Data: h.Data}
 	for _, n := range h.NICs {
 		arming.MACs = append(arming.MACs, n.MAC)
 	}

@@ -18,6 +18,7 @@ import (
 	"github.com/alisw/kiln/internal/lazyregexp"
 	"github.com/alisw/kiln/netboot/protocol"
 	"github.com/alisw/kiln/netboot/state"
+	"github.com/alisw/kiln/netboot/web"
 )
 
 // serverOptions name a running server, for those who can't write its state.
@@ -77,6 +78,8 @@ type operatorClient struct {
 	url   *url.URL
 	token string
 	http  *http.Client
+	// withoutNomad has the server arm hosts whatever runs on them.
+	withoutNomad bool
 }
 
 // do asks the server for path, and reads its answer from JSON.
@@ -101,6 +104,10 @@ func (c *operatorClient) do(ctx context.Context, method, path string, body, answ
 		req.Header.Set("Authorization", "Bearer "+c.token)
 	}
 	resp, err := c.http.Do(req)
+	var untrusted *tls.CertificateVerificationError
+	if errors.As(err, &untrusted) {
+		return fmt.Errorf("asking the server: %w: where it has a certificate of its own, --server-pin HASH says whom to trust, and kiln serve prints it", err)
+	}
 	if err != nil {
 		return fmt.Errorf("asking the server: %w", err)
 	}
@@ -127,12 +134,13 @@ func (c *operatorClient) do(ctx context.Context, method, path string, body, answ
 
 func (c *operatorClient) arm(ctx context.Context, a state.Arming) (*state.Record, error) {
 	var r state.Record
-	err := c.do(ctx, http.MethodPost, "hosts/"+a.Host+"/arm", map[string]string{"image": a.Image, "by": a.By}, &r)
+	req := web.ArmRequest{Image: a.Image, By: a.By, Rules: &web.DiskRules{Install: a.Install, Data: a.Data}, WithoutNomad: c.withoutNomad}
+	err := c.do(ctx, http.MethodPost, "hosts/"+url.PathEscape(a.Host)+"/arm", req, &r)
 	return &r, err
 }
 
 func (c *operatorClient) disarm(ctx context.Context, host, by string) (*state.Record, error) {
 	var r state.Record
-	err := c.do(ctx, http.MethodPost, "hosts/"+host+"/disarm", map[string]string{"by": by}, &r)
+	err := c.do(ctx, http.MethodPost, "hosts/"+url.PathEscape(host)+"/disarm", web.ArmRequest{By: by}, &r)
 	return &r, err
 }

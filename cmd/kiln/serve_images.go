@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"github.com/alisw/kiln/images"
 	"github.com/alisw/kiln/netboot/ramdisk"
@@ -23,6 +24,8 @@ type servedImages struct {
 	dir       string // for the installers' initramfs
 	installer []byte // the program
 	log       *slog.Logger
+
+	making sync.Mutex // of one initramfs at a time: others' files are sent meanwhile
 
 	mu   sync.Mutex
 	used map[string]func() // that keep images from being removed, by ID
@@ -90,10 +93,9 @@ func (s *servedImages) Installer(id string) (*os.File, error) {
 		return nil, err
 	}
 	defer initrd.Close()
-	sum := sha256.Sum256(s.installer)
-	name := filepath.Join(s.dir, fmt.Sprintf("%.16s-%s-%.16s.img", id, ramdisk.Recipe, hex.EncodeToString(sum[:])))
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	name := filepath.Join(s.dir, s.nameOf(id))
+	s.making.Lock()
+	defer s.making.Unlock()
 	f, err := os.Open(name)
 	if !errors.Is(err, fs.ErrNotExist) {
 		return f, err
@@ -102,6 +104,46 @@ func (s *servedImages) Installer(id string) (*os.File, error) {
 		return nil, fmt.Errorf("making the installer's initramfs of the image %.12s: %w", id, err)
 	}
 	return os.Open(name)
+}
+
+// nameOf is the file of an image's initramfs, with this installer.
+func (s *servedImages) nameOf(id string) string {
+	sum := sha256.Sum256(s.installer)
+	return fmt.Sprintf("%.16s-%s-%.16s.img", id, ramdisk.Recipe, hex.EncodeToString(sum[:]))
+}
+
+// unfinished is how old a file has to be that nobody makes any more.
+const unfinished = time.Hour
+
+// tidy removes what no host is installed with any more: the initramfs of images that
+// are gone, or with another installer, and what was cut off in the making.
+func (s *servedImages) tidy() error {
+	list, err := s.store.List()
+	if err != nil {
+		return err
+	}
+	keep := map[string]bool{}
+	for _, m := range list {
+		keep[s.nameOf(m.ID)] = true
+	}
+	s.making.Lock()
+	defer s.making.Unlock()
+	entries, err := os.ReadDir(s.dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, e := range entries {
+		info, err := e.Info()
+		if err != nil || keep[e.Name()] || !info.Mode().IsRegular() || time.Since(info.ModTime()) < unfinished {
+			continue
+		}
+		errs = append(errs, os.Remove(filepath.Join(s.dir, e.Name())))
+	}
+	return errors.Join(errs...)
 }
 
 // make makes an installer's initramfs: all of it, or nothing.
@@ -125,6 +167,9 @@ func (s *servedImages) make(name string, initrd *os.File) error {
 // prepare makes the initramfs of all images that hosts are armed with, so that none
 // has to wait for its own, whenever that changes.
 func (s *servedImages) prepare(ctx context.Context, store *state.Store) {
+	if err := s.tidy(); err != nil {
+		s.log.Warn("what is left of old images can't be removed", "error", err)
+	}
 	told := map[string]bool{}
 	for range store.Watch(ctx) {
 		list, _, err := store.List()

@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -20,6 +21,7 @@ import (
 	"github.com/alisw/kiln/netboot"
 	"github.com/alisw/kiln/netboot/protocol"
 	"github.com/alisw/kiln/netboot/state"
+	"github.com/alisw/kiln/netboot/web"
 	"github.com/alisw/kiln/plan"
 	"github.com/alisw/kiln/profiles"
 )
@@ -227,16 +229,19 @@ func (s *servedSite) verify(ctx context.Context, host string) (bool, []string, e
 }
 
 // arm arms a host for an operator who asks over HTTPS.
-func (s *servedSite) arm(ctx context.Context, host, image, by string) (*state.Record, error) {
-	a, err := newArmer(s.now.Load().site, true)
+func (s *servedSite) arm(ctx context.Context, host string, req web.ArmRequest) (*state.Record, error) {
+	a, err := newArmer(s.now.Load().site, !req.WithoutNomad)
 	if err != nil {
 		return nil, err
 	}
-	arming, err := a.prepare(ctx, host, image)
+	arming, err := a.prepare(ctx, host, req.Image)
 	if err != nil {
 		return nil, err
 	}
-	arming.By = by
+	if rules := req.Rules; rules != nil && (rules.Install != arming.Install || !slices.Equal(rules.Data, arming.Data)) {
+		return nil, fmt.Errorf("%s isn't armed: the rules for its disks have changed on the server just now", host)
+	}
+	arming.By = req.By
 	return s.store.Arm(*arming)
 }
 

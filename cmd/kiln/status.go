@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -136,13 +137,9 @@ func only(list []*state.Record, names []string) ([]*state.Record, error) {
 	if len(names) == 0 {
 		return list, nil
 	}
-	byName := map[string]*state.Record{}
-	for _, r := range list {
-		byName[strings.ToLower(r.Host)] = r
-	}
 	var out []*state.Record
 	for _, name := range names {
-		r := byName[strings.ToLower(name)]
+		r := named(list, name)
 		if r == nil {
 			return nil, fmt.Errorf("%s: %w: kiln arm does that", name, state.ErrUnknown)
 		}
@@ -151,8 +148,34 @@ func only(list []*state.Record, names []string) ([]*state.Record, error) {
 	return out, nil
 }
 
+// named is the record of a host by its full name, or by the name before the domain
+// if no other host has that; nil: there is none.
+func named(list []*state.Record, name string) *state.Record {
+	var short []*state.Record
+	for _, r := range list {
+		if strings.EqualFold(r.Host, name) {
+			return r
+		}
+		if first, _, _ := strings.Cut(r.Host, "."); strings.EqualFold(first, name) {
+			short = append(short, r)
+		}
+	}
+	if len(short) != 1 {
+		return nil
+	}
+	return short[0]
+}
+
 // show prints the records; on a terminal that is watched, over what it showed before.
 func (o *statusOptions) show(list []*state.Record, u *ui.UI) error {
+	if o.json && o.watch {
+		data, err := json.Marshal(statusOf(list))
+		if err != nil {
+			return err
+		}
+		u.Printf("%s\n", data)
+		return nil
+	}
 	if o.json {
 		return printJSON(u, statusOf(list))
 	}

@@ -144,7 +144,9 @@ func (l *lab) start(change ...func(*Server)) {
 		Certificate: must(Certificate(stateDir)), OperatorToken: must(OperatorToken(stateDir)),
 		Log: slog.New(slog.NewTextHandler(l.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}
-	s.Arm = func(_ context.Context, host, image, by string) (*state.Record, error) { return l.armAs(host, by) }
+	s.Arm = func(_ context.Context, host string, req ArmRequest) (*state.Record, error) {
+		return l.armAs(host, req.By)
+	}
 	for _, c := range change {
 		c(s)
 	}

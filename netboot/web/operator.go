@@ -11,11 +11,13 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/alisw/kiln/netboot/state"
+	"github.com/alisw/kiln/plan"
 )
 
 // OperatorToken gives the token that lets its holders arm and disarm over HTTPS. It
@@ -86,6 +88,17 @@ func readOwn(name string) ([]byte, error) {
 type ArmRequest struct {
 	Image string `json:"image"` // ID, the beginning of one, or a profile; empty: the newest of the host's
 	By    string `json:"by"`    // who asks, for the history
+	// Rules are those for the host's disks as the operator was asked about them; nil:
+	// nobody was asked. The host isn't armed if the server's site has others.
+	Rules *DiskRules `json:"rules,omitempty"`
+	// WithoutNomad arms a host whatever runs on it.
+	WithoutNomad bool `json:"without_nomad,omitempty"`
+}
+
+// DiskRules say which disk of a host is wiped, and which keep every byte.
+type DiskRules struct {
+	Install plan.DiskRule   `json:"install"`
+	Data    []plan.DiskRule `json:"data,omitempty"`
 }
 
 // operator lets only those in who show the token.
@@ -122,7 +135,12 @@ func (s *Server) arm(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusNotFound, "", fmt.Sprintf("there is no host %.100q in the inventory", r.PathValue("host")))
 		return
 	}
-	record, err := s.Arm(r.Context(), host.Name, req.Image, by(r, req.By))
+	if rules := req.Rules; rules != nil && (rules.Install != host.Install || !slices.Equal(rules.Data, host.Data)) {
+		s.operated(w, r, "armed", nil, fmt.Errorf("%s isn't armed: the server's site has other rules for its disks than yours: bring both to the same state, and look at which disk is wiped", host.Name))
+		return
+	}
+	req.By = by(r, req.By)
+	record, err := s.Arm(r.Context(), host.Name, req)
 	s.operated(w, r, "armed", record, err)
 }
 

@@ -85,7 +85,10 @@ func (s *Server) boot(ctx context.Context, host *netboot.Host, mac plan.MAC, add
 			_, e := s.Store.Fail(host.Name, record.Install, fmt.Sprintf("the image can't be booted: %v", err))
 			return nil, fmt.Errorf("the image %.12s can't be booted: %w", record.Image, firstOf(e, err))
 		}
-		if err := s.seedable(ctx, host.Name); err != nil {
+		if err := s.seedable(ctx, host.Name); err != nil && ctx.Err() != nil {
+			// Whoever asked is gone, or the server ends: nothing is wrong with the host.
+			return nil, fmt.Errorf("the seed of %s isn't waited for any more: %w", host.Name, err)
+		} else if err != nil {
 			_, e := s.Store.Fail(host.Name, record.Install, fmt.Sprintf("its seed can't be made: %v", err))
 			return nil, fmt.Errorf("the seed of %s can't be made: %w", host.Name, firstOf(e, err))
 		}

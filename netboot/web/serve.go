@@ -201,14 +201,14 @@ func (s *Server) restart() time.Duration {
 }
 
 // verify looks at one host, and stores what is found.
-func (s *Server) verify(ctx context.Context, r *state.Record) {
-	ctx, cancel := context.WithTimeout(ctx, verifyTime)
+func (s *Server) verify(server context.Context, r *state.Record) {
+	ctx, cancel := context.WithTimeout(server, verifyTime)
 	defer cancel()
 	s.counts.verified.Inc()
 	ok, findings, err := s.Verify(ctx, r.Host)
 	switch {
-	case ctx.Err() != nil && err == nil:
-		return
+	case server.Err() != nil || ctx.Err() != nil && err == nil:
+		return // it's the server's end that was found
 	case err != nil:
 		_, err = s.Store.Findings(r.Host, r.Install, []string{err.Error()})
 	case !ok:
@@ -231,7 +231,7 @@ func (s *Server) logged(name string, h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		start := time.Now()
 		seen := &observed{ResponseWriter: w, status: http.StatusOK}
-		limit(w, r, answerTime)
+		limit(w, r, s.answerTime())
 		h.ServeHTTP(seen, r)
 		s.counts.requests(name, seen.status).Inc()
 		level := slog.LevelDebug
@@ -246,6 +246,13 @@ func (s *Server) logged(name string, h http.Handler) http.Handler {
 // answerTime is how long a request's body, and an answer, may take to be sent;
 // transfers of files have other limits.
 const answerTime = time.Minute
+
+func (s *Server) answerTime() time.Duration {
+	if s.patience > 0 {
+		return s.patience
+	}
+	return answerTime
+}
 
 // limit sets when reading and writing a request have to be done. These are of the
 // connection: without new ones, those of the request before would hold.
@@ -262,10 +269,13 @@ func limit(w http.ResponseWriter, r *http.Request, d time.Duration) {
 	control.SetWriteDeadline(write) //nolint:errcheck
 }
 
-// unlimited is for pages that are live: they set their own limits.
+// unlimited is for pages that are live: they set their own limits. Not so if there
+// is a body: nobody reads it, and the server would wait for its end for ever.
 func unlimited(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		limit(w, r, 0)
+		if r.ContentLength == 0 {
+			limit(w, r, 0)
+		}
 		h.ServeHTTP(w, r)
 	})
 }

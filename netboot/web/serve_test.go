@@ -2,7 +2,9 @@ package web
 
 import (
 	"bufio"
+	"context"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"strings"
@@ -80,5 +82,46 @@ func TestLimitsAreOfOneRequest(t *testing.T) {
 			t.Fatal(err)
 		}
 		time.Sleep(400 * time.Millisecond)
+	}
+}
+
+// A body that nobody reads isn't waited for as long as the server runs.
+func TestStalledBody(t *testing.T) {
+	l := newLab(t, 1, func(s *Server) {
+		s.patience = 300 * time.Millisecond
+		s.Dashboard = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { http.Error(w, "GET only", http.StatusMethodNotAllowed) })
+	})
+	for _, head := range []string{"Content-Length: 200000\r\n\r\n{", "Transfer-Encoding: chunked\r\n\r\n5\r\nab"} {
+		conn := must(net.Dial("tcp", strings.TrimPrefix(l.plain, "http://")))
+		defer conn.Close()
+		fmt.Fprint(conn, "POST / HTTP/1.1\r\nHost: x\r\n"+head)
+		if err := conn.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadAll(conn); err != nil {
+			t.Errorf("it is waited for: %v", err)
+		}
+	}
+}
+
+// Nothing is wrong with a host whose request was given up, or with which the
+// server ended: it stays armed.
+func TestGivenUp(t *testing.T) {
+	asked := make(chan struct{})
+	l := newLab(t, 1, func(s *Server) {
+		s.Check = func(ctx context.Context, _ string) error {
+			close(asked)
+			<-ctx.Done()
+			return ctx.Err()
+		}
+	})
+	l.arm("node1")
+	conn := must(net.Dial("tcp", strings.TrimPrefix(l.plain, "http://")))
+	fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: x\r\n\r\n", ScriptPath(mac(1)))
+	<-asked
+	conn.Close()
+	l.stop()
+	if got := l.state("node1"); got != "armed" {
+		t.Errorf("it is %s", got)
 	}
 }

@@ -56,7 +56,7 @@ type Server struct {
 	// becomes ready.
 	Verify func(ctx context.Context, host string) (ok bool, findings []string, err error)
 	// Arm arms a host for an operator; nil: only on the server itself.
-	Arm func(ctx context.Context, host, image, by string) (*state.Record, error)
+	Arm func(ctx context.Context, host string, req ArmRequest) (*state.Record, error)
 	// IPXE has iPXE's programs; nil: none are served.
 	IPXE fs.FS
 	// Dashboard answers what nothing else does; nil: nobody. Its requests have no
@@ -90,6 +90,7 @@ type Server struct {
 	guesses   guesses
 	plainPort int
 	tlsPort   int
+	patience  time.Duration // 0: answerTime
 }
 
 // init prepares what a zero value lacks.

@@ -13,6 +13,7 @@ import (
 
 	"github.com/alisw/kiln/netboot/protocol"
 	"github.com/alisw/kiln/netboot/state"
+	"github.com/alisw/kiln/plan"
 )
 
 func TestWay(t *testing.T) {
@@ -271,6 +272,10 @@ func TestOperators(t *testing.T) {
 	}
 	if r := must(l.Store.Get("node1")); r.Stage != state.Disarmed || !strings.Contains(r.By, "bob") {
 		t.Errorf("it is %s, by %s", r.State(), r.By)
+	}
+	other := ArmRequest{Rules: &DiskRules{Install: plan.DiskRule{Serial: "OTHER"}}}
+	if status, text := l.ask("POST", l.secure+arm, l.OperatorToken, other); status != 409 || !strings.Contains(text, "other rules for its disks") {
+		t.Errorf("it is armed with another disk than the operator was asked about: %d %s", status, text)
 	}
 	if token := must(OperatorToken(filepath.Join(l.dir, "state"))); token != l.OperatorToken {
 		t.Error("there is another token now")
