@@ -24,6 +24,9 @@ type servedImages struct {
 	installer []byte // the program
 	log       *slog.Logger
 
+	once sync.Once
+	sum  string // the program's hash: hundreds of hosts at once can't wait for it each
+
 	mu   sync.Mutex
 	used map[string]func() // that keep images from being removed, by ID
 }
@@ -90,8 +93,11 @@ func (s *servedImages) Installer(id string) (*os.File, error) {
 		return nil, err
 	}
 	defer initrd.Close()
-	sum := sha256.Sum256(s.installer)
-	name := filepath.Join(s.dir, fmt.Sprintf("%.16s-%s-%.16s.img", id, ramdisk.Recipe, hex.EncodeToString(sum[:])))
+	s.once.Do(func() {
+		sum := sha256.Sum256(s.installer)
+		s.sum = hex.EncodeToString(sum[:])
+	})
+	name := filepath.Join(s.dir, fmt.Sprintf("%.16s-%s-%.16s.img", id, ramdisk.Recipe, s.sum))
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	f, err := os.Open(name)
