@@ -78,7 +78,7 @@ bench: ## print the speeds, as ratios where there is something to compare with
 bench-image: ## print how long builds take, beside mmdebstrap (as root, 15 minutes)
 	@go run ./internal/bench/image -hashicorp "$$(scripts/hashicorp/packages.sh --output $(CACHE)/hashicorp/apt >/dev/null && echo $(CACHE)/hashicorp/apt)"
 
-bench-netboot: ## print how fast hosts boot from the network, beside pin/tftp and nginx (as root)
+bench-netboot: build ## print how fast hosts boot from the network, beside pin/tftp and nginx (as root)
 	@scripts/setup.sh netboot
 	@go run ./internal/bench/netboot $(BENCH_NETBOOT)
 

@@ -27,6 +27,9 @@ type servedImages struct {
 
 	making sync.Mutex // of one initramfs at a time: others' files are sent meanwhile
 
+	once sync.Once
+	sum  string // the program's hash: hundreds of hosts at once can't wait for it each
+
 	mu   sync.Mutex
 	used map[string]func() // that keep images from being removed, by ID
 }
@@ -94,6 +97,9 @@ func (s *servedImages) Installer(id string) (*os.File, error) {
 	}
 	defer initrd.Close()
 	name := filepath.Join(s.dir, s.nameOf(id))
+	if f, err := os.Open(name); !errors.Is(err, fs.ErrNotExist) {
+		return f, err
+	}
 	s.making.Lock()
 	defer s.making.Unlock()
 	f, err := os.Open(name)
@@ -108,8 +114,11 @@ func (s *servedImages) Installer(id string) (*os.File, error) {
 
 // nameOf is the file of an image's initramfs, with this installer.
 func (s *servedImages) nameOf(id string) string {
-	sum := sha256.Sum256(s.installer)
-	return fmt.Sprintf("%.16s-%s-%.16s.img", id, ramdisk.Recipe, hex.EncodeToString(sum[:]))
+	s.once.Do(func() {
+		sum := sha256.Sum256(s.installer)
+		s.sum = hex.EncodeToString(sum[:])
+	})
+	return fmt.Sprintf("%.16s-%s-%.16s.img", id, ramdisk.Recipe, s.sum)
 }
 
 // unfinished is how old a file has to be that nobody makes any more.

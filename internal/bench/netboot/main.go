@@ -1,12 +1,13 @@
 //go:build linux
 
-// Command netboot measures how fast hosts boot from the network, beside other
-// programs that do the same on the same machine in the same run, and prints it
-// with its ratios. It fails for wrong results only, never by the clock.
+// Command netboot measures how fast hosts boot from the network and are installed,
+// beside other programs that do the same on the same machine in the same run, and
+// prints a table with the ratios, and with what is wanted. It fails for wrong results
+// only, never by the clock.
 //
-// kiln serve takes the stand-ins' places by -server and -chunk-server. What isn't
-// here yet: the installer's writing beside dd, to the same virtual disk over the
-// same link; its place is a part of its own in measure, beside chunks.
+// kiln serve, nginx and their clients are as they are for real: programs that make
+// build has built, a site and an image in a folder, and a cable between the servers'
+// network and the clients'. Only the machines are virtual, and what is in the image.
 //
 // It runs in a network of its own, where it has all ports and any address; that
 // needs root. Servers are processes of their own, so that their memory and
@@ -32,18 +33,16 @@ type options struct {
 	folder  string
 	only    string
 	clients int
-	fleet   fleet
-	chunks  chunkServing
+	lab     lab
 }
 
 func main() {
 	var o options
 	flag.StringVar(&o.role, "role", "", "be one of the servers (used by the command itself)")
 	flag.StringVar(&o.folder, "folder", "", "what that server serves")
-	flag.StringVar(&o.only, "only", "", "measure one part only: tftp, window, fleet, chunks")
+	flag.StringVar(&o.only, "only", "", "measure one part only: tftp, window, fleet, chunks, dhcp, writing")
 	flag.IntVar(&o.clients, "clients", 500, "clients at once")
-	o.fleet.flags()
-	o.chunks.flags()
+	o.lab.flags()
 	inside := flag.Bool("inside", false, "don't make a network: this one has all that is needed")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -55,7 +54,8 @@ func main() {
 	case !*inside:
 		err = inOwnNetwork(ctx)
 	default:
-		err = measure(ctx, &o)
+		o.lab.hosts = o.clients
+		err = errors.Join(measure(ctx, &o), o.lab.remove())
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
@@ -85,14 +85,17 @@ func inOwnNetwork(ctx context.Context) error {
 func measure(ctx context.Context, o *options) error {
 	raiseFiles()
 	fmt.Printf("%s, %d cores, %s, %s/%s\n", cpuModel(), runtime.NumCPU(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
+	t := &table{}
 	parts := []struct {
 		name string
 		run  func() error
 	}{
-		{"tftp", func() error { return measureTFTP(ctx, o.clients) }},
-		{"window", func() error { return measureWindow(ctx) }},
-		{"fleet", func() error { return o.fleet.measure(ctx, o.clients) }},
-		{"chunks", func() error { return o.chunks.measure(ctx) }},
+		{"tftp", func() error { return measureTFTP(ctx, t, o.clients) }},
+		{"window", func() error { return measureWindow(ctx, t) }},
+		{"fleet", func() error { return measureFleet(ctx, t, &o.lab) }},
+		{"chunks", func() error { return measureChunks(ctx, t, &o.lab) }},
+		{"dhcp", func() error { return measureAnswers(t) }},
+		{"writing", func() error { return measureWriting(ctx, t, &o.lab) }},
 	}
 	done := false
 	for _, p := range parts {
@@ -108,7 +111,8 @@ func measure(ctx context.Context, o *options) error {
 	if !done {
 		return fmt.Errorf("there is no part %q", o.only)
 	}
-	return nil
+	fmt.Println()
+	return t.print(os.Stdout)
 }
 
 // raiseFiles allows as many open files as the system has for us: each client has

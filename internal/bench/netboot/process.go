@@ -22,7 +22,7 @@ type server struct {
 	stdin io.Closer
 	// address is the line that it has printed first.
 	address string
-	folder  string // to be removed with it
+	log     string // what it says, if not to us
 }
 
 // startRole runs this program as a server, which prints where it can be reached,
@@ -58,11 +58,9 @@ func startRole(ctx context.Context, role, folder string) (*server, error) {
 // stop ends the server.
 func (s *server) stop() {
 	s.stdin.Close()
+	_ = s.cmd.Process.Signal(syscall.SIGTERM)
 	timer := time.AfterFunc(5*time.Second, func() { _ = s.cmd.Process.Kill() })
 	defer timer.Stop()
-	if s.folder != "" {
-		defer os.RemoveAll(s.folder)
-	}
 	_ = s.cmd.Wait() // what it did wrong, its clients have seen
 }
 

@@ -31,10 +31,6 @@ func serve(ctx context.Context, role, folder string) error {
 		return serveKiln(ctx, folder)
 	case "tftp-pin":
 		return servePin(ctx, folder)
-	case "stand-in":
-		return serveStandIn(ctx, folder)
-	case "files":
-		return serveFolder(ctx, folder)
 	}
 	return fmt.Errorf("there is no server %q", role)
 }

@@ -78,7 +78,7 @@ func fetchAll(ctx context.Context, address string, data []byte, clients int, get
 const rounds = 5
 
 // measureTFTP is beside pin/tftp.
-func measureTFTP(ctx context.Context, clients int) error {
+func measureTFTP(ctx context.Context, t *table, clients int) error {
 	dir, data, err := newFolder(1 << 20)
 	if err != nil {
 		return err
@@ -123,11 +123,15 @@ func measureTFTP(ctx context.Context, clients int) error {
 			r.what, r.took.Seconds(), float64(clients)/r.took.Seconds(), runs[0].took.Seconds()/r.took.Seconds(),
 			r.used.Seconds(), r.used.Seconds()/runs[0].used.Seconds())
 	}
+	speed := func(i int) float64 { return float64(clients) / runs[i].took.Seconds() }
+	what := fmt.Sprintf("TFTP, %d clients at once, blksize 1468", clients)
+	t.more(what, "pin/tftp", mib(speed(1)), mib(speed(0)), speed(1)/speed(0), 1)
+	t.more(what+", with windowsize 8", "pin/tftp, which has no windows", mib(speed(2)), mib(speed(0)), speed(2)/speed(0), 1)
 	return nil
 }
 
 // measureWindow is at a round trip of 25 ms, and then with losses.
-func measureWindow(ctx context.Context) error {
+func measureWindow(ctx context.Context, t *table) error {
 	dir, data, err := newFolder(1 << 20)
 	if err != nil {
 		return err
@@ -143,7 +147,7 @@ func measureWindow(ctx context.Context) error {
 		return err
 	}
 	fmt.Println("Windows: 1 MiB, blksize 1468, at a round trip of 25 ms")
-	var lockStep time.Duration
+	var lockStep, best time.Duration
 	for _, loss := range []float64{0, 0.01} {
 		for _, window := range []int{1, 4, 16, 32, 64} {
 			const clients = 8
@@ -159,8 +163,13 @@ func measureWindow(ctx context.Context) error {
 			if lockStep == 0 {
 				lockStep = took
 			}
+			if loss == 0 && (best == 0 || took < best) {
+				best = took
+			}
 			fmt.Printf("  windowsize %2d, %.0f %% loss: %d clients, the last after %6.2f s   %5.1f × lock-step\n", window, 100*loss, clients, took.Seconds(), lockStep.Seconds()/took.Seconds())
 		}
 	}
+	t.more("TFTP windows, at a round trip of 25 ms", "lock-step", seconds(best), seconds(lockStep), lockStep.Seconds()/best.Seconds(), 10)
+	t.add(row{what: "TFTP windows, at 1 % loss", value: "all succeed", wanted: "no failure", met: true})
 	return nil
 }
