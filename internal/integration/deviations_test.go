@@ -24,7 +24,6 @@ import (
 // registeredTwice leaves an entry on the host's own agent, as a Nomad does that was
 // killed, and came up again at another address.
 func (o *operator) registeredTwice(t *testing.T) {
-	t.Helper()
 	const id = "_nomad-client-xd2yun6h34z5nni56pdncbqb6b3mjfcf"
 	entries := func(n int) func() bool {
 		return func() bool {
@@ -46,7 +45,6 @@ func (o *operator) registeredTwice(t *testing.T) {
 // nothing but the version that they say they have: of each program there is one
 // build here.
 func (o *operator) newerThanServers(t *testing.T) {
-	t.Helper()
 	env := o.env
 	defer func() { o.env = env }()
 	nomad := o.says(t, o.NomadURL(""), "/v1/agent/members", `("build":")[^"]+`, "${1}1.10.4")
@@ -111,7 +109,6 @@ func (o *operator) says(t *testing.T, api, path, pattern, instead string) string
 
 // expires has the host's certificate be about to expire, and then renewed.
 func (o *operator) expires(t *testing.T, ssh []string) {
-	t.Helper()
 	bring := func(own *lab.Certificate, err error) {
 		if err != nil {
 			t.Fatal(err)
