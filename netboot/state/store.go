@@ -105,7 +105,7 @@ func (e *DamagedError) Unwrap() error { return e.Err }
 // where there is none, and a *DamagedError where it can't be read.
 func (s *Store) Get(host string) (*Record, error) {
 	if err := checkName(host); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w: %w", err, ErrUnknown)
 	}
 	r, _, err := s.load(host)
 	return r, err

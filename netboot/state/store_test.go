@@ -354,3 +354,17 @@ func TestOwner(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// TestNoName: what can't be a host's name is none that was armed, rather than a
+// failure of the store.
+func TestNoName(t *testing.T) {
+	s, err := Open(filepath.Join(t.TempDir(), "state"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"", "../x", "a/b", "a\x00b", strings.Repeat("a", 300)} {
+		if _, err := s.Get(name); !errors.Is(err, ErrUnknown) {
+			t.Errorf("%.20q: %v", name, err)
+		}
+	}
+}
