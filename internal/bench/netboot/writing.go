@@ -94,20 +94,19 @@ func measureWriting(ctx context.Context, t *table, l *lab) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, d.remove()) }()
+	return l.writeInTurns(ctx, t, d)
+}
+
+// writeInTurns has one after the other write the disk.
+func (l *lab) writeInTurns(ctx context.Context, t *table, d *disk) error {
 	if _, err := dd(ctx, d); err != nil { // the file's blocks aren't allocated yet
 		return err
 	}
+	if err := wipe(ctx, d); err != nil { // what dd has written is what the installer has to write
+		return err
+	}
 	var byDD, byKiln, verified, own time.Duration
-	for round := range rounds {
-		took, err := dd(ctx, d)
-		if err != nil {
-			return err
-		}
-		if round == 0 { // what dd has written is what the installer has to write
-			if err := wipe(ctx, d); err != nil {
-				return err
-			}
-		}
+	for range rounds {
 		before, err := usageOf(os.Getpid())
 		if err != nil {
 			return err
@@ -120,12 +119,16 @@ func measureWriting(ctx context.Context, t *table, l *lab) (err error) {
 		if err != nil {
 			return err
 		}
-		own = after.processor - before.processor
-		if round == 0 {
+		if byKiln == 0 { // the first
 			if err := l.compare(d); err != nil {
 				return err
 			}
 		}
+		took, err := dd(ctx, d)
+		if err != nil {
+			return err
+		}
+		own = after.processor - before.processor
 		byDD, byKiln, verified = best(byDD, took), best(byKiln, written), best(verified, all)
 	}
 	speed := func(d time.Duration) float64 { return float64(l.image.Disk.Size) / (1 << 20) / d.Seconds() }
