@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"net/http"
 	"os"
+	"runtime"
 	"strings"
 	"time"
 )
@@ -21,6 +22,10 @@ const (
 	// it would be at it for hours: 35 kB/s.
 	piece     = 1 << 20
 	pieceTime = 30 * time.Second
+	// turn is what is sent before others have their turn: where hundreds fetch at
+	// once, over a network that takes whatever comes, each would keep its processor
+	// for 10 ms, and a packet of TFTP would wait for all of them.
+	turn = 256 << 10
 )
 
 // ipxe serves iPXE's programs, for UEFI HTTP boot.
@@ -168,8 +173,12 @@ func (p *pieces) ReadFrom(from io.Reader) (int64, error) {
 	}
 	var sum int64
 	for limited.N > 0 {
-		p.control.SetWriteDeadline(time.Now().Add(pieceTime)) //nolint:errcheck
-		part := &io.LimitedReader{R: limited.R, N: min(piece, limited.N)}
+		if sum%piece == 0 {
+			p.control.SetWriteDeadline(time.Now().Add(pieceTime)) //nolint:errcheck
+		} else {
+			runtime.Gosched()
+		}
+		part := &io.LimitedReader{R: limited.R, N: min(turn, limited.N)}
 		n, err := to.ReadFrom(part)
 		limited.N -= n
 		sum += n

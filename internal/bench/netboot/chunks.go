@@ -24,13 +24,13 @@ type fetch struct {
 // fetches are a large file, where the server's own work between files doesn't matter,
 // and chunks, as an installation has them.
 func (l *lab) fetches() []fetch {
-	const times = 4 // so that curl's start doesn't count
-	large := fetch{"a file of 256 MiB", slices.Repeat([]string{l.chunk(largeFile)}, times), times * largeSize}
+	const times = 4 // so that curl's start doesn't count, nor its end, when some are done
+	large := fetch{"a file of 256 MiB", slices.Repeat([]string{l.chunk(largeFile)}, 2*times), 2 * times * largeSize}
 	chunks := fetch{what: "an image's chunks"}
 	for _, sum := range l.image.Disk.Blocks {
 		chunks.paths = append(chunks.paths, l.chunk(images.ChunkFile(sum)))
 	}
-	chunks.paths = slices.Repeat(chunks.paths, times)
+	chunks.paths = slices.Repeat(chunks.paths, times/2)
 	return []fetch{large, chunks}
 }
 

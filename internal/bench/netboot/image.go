@@ -26,7 +26,7 @@ import (
 // An image like that of a small host, but that it has no block of zeros: those cost
 // the installer nothing, and dd as much as others.
 const (
-	chunkCount  = 128
+	chunkCount  = 256
 	diskSize    = chunkCount * images.BlockSize
 	kernelSize  = 8 << 20
 	moduleCount = 31

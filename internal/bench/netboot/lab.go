@@ -34,7 +34,7 @@ type lab struct {
 
 func (l *lab) flags() {
 	flag.StringVar(&l.programs, "programs", "bin", "folder of kiln and kiln-installer, as make build makes it")
-	flag.StringVar(&l.scratch, "scratch", "/var/tmp", "folder on a real disk, with 2 GiB to spare")
+	flag.StringVar(&l.scratch, "scratch", "/var/tmp", "folder on a real disk, with 4 GB to spare")
 	flag.BoolVar(&l.proxy, "proxy-dhcp", false, "kiln serve stands beside another DHCP server, instead of giving addresses")
 }
 
