@@ -17,7 +17,8 @@ import (
 )
 
 // bootableHosts are those of a site that can boot from the network: sound, and with
-// a MAC. The problems of others are given beside: they are as good as unknown.
+// a MAC. The problems of others are given beside: they are as good as unknown. What is
+// wrong with the inventory itself is the error: nobody knows which hosts that hides.
 func bootableHosts(ctx context.Context, site *profiles.Site) ([]netboot.Host, problem.List, error) {
 	var hosts []netboot.Host
 	var problems problem.List
@@ -32,7 +33,10 @@ func bootableHosts(ctx context.Context, site *profiles.Site) ([]netboot.Host, pr
 	if err == nil && ctx.Err() != nil {
 		err = context.Cause(ctx)
 	}
-	problems = slices.DeleteFunc(append(problems, others...), func(p problem.Problem) bool { return p.Warning })
+	if err == nil {
+		err = others.Err()
+	}
+	problems = slices.DeleteFunc(problems, func(p problem.Problem) bool { return p.Warning })
 	problems.Sort()
 	return hosts, problems, err
 }
