@@ -48,7 +48,7 @@ const dhcpEnv = "KILN_TEST_DHCP"
 func TestNetbootDHCPServer(t *testing.T) {
 	path := os.Getenv(dhcpEnv)
 	if path == "" {
-		t.Skip("it serves other tests")
+		return // it is what other tests run in their namespaces
 	}
 	b, err := os.ReadFile(path)
 	if err != nil {
