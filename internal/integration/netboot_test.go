@@ -79,7 +79,7 @@ func newNetbootLab(t *testing.T) *netbootLab {
 	place(t, filepath.Join(site, "site.yaml"), fmt.Sprintf(netbootSite, repo, strings.TrimSpace(read(t, repo, "fingerprint"))))
 	place(t, filepath.Join(site, "hosts.yaml"), netbootHosts)
 	place(t, filepath.Join(site, "keys/hashicorp.asc"), read(t, repo, "key.asc"))
-	place(t, filepath.Join(site, images.LockFile), read(t, g.site, images.LockFile))
+	place(t, filepath.Join(site, images.LockFile), read(t, g.cache, images.LockFile)) // a later test's site has none
 	n := &netbootLab{golden: &golden{kiln: g.kiln, site: site, cache: g.cache}, state: filepath.Join(t.TempDir(), "state")}
 	installer := exec.Command("go", "build", "-o", filepath.Join(filepath.Dir(g.kiln), "kiln-installer"), "./cmd/kiln-installer")
 	installer.Dir = repository(t)
