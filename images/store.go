@@ -11,6 +11,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/alisw/kiln/internal/flock"
 	"github.com/alisw/kiln/internal/scratch"
 	"github.com/alisw/kiln/internal/strictyaml"
 )
@@ -280,7 +281,7 @@ func (s *Store) Use(id string) (release func(), err error) {
 		return nil, fmt.Errorf("using the image %s: %w", id, err)
 	}
 	// Whoever removes it has the lock until it's gone, which doesn't take long.
-	if err := wait(f, syscall.LOCK_SH); err != nil {
+	if err := flock.Lock(f, syscall.LOCK_SH); err != nil {
 		f.Close()
 		return nil, fmt.Errorf("using the image %s: %w", id, err)
 	}
@@ -355,18 +356,9 @@ func (s *Store) lock() (unlock func(), err error) {
 	if err != nil {
 		return nil, fmt.Errorf("the store: %w", err)
 	}
-	if err := wait(f, syscall.LOCK_EX); err != nil {
+	if err := flock.Lock(f, syscall.LOCK_EX); err != nil {
 		f.Close()
 		return nil, fmt.Errorf("locking the store: %w", err)
 	}
 	return func() { f.Close() }, nil
-}
-
-// wait until the lock is had.
-func wait(f *os.File, how int) error {
-	for {
-		if err := syscall.Flock(int(f.Fd()), how); !errors.Is(err, syscall.EINTR) {
-			return err
-		}
-	}
 }

@@ -10,6 +10,7 @@ import (
 	"syscall"
 
 	"github.com/alisw/kiln/images"
+	"github.com/alisw/kiln/internal/flock"
 )
 
 // hold keeps results in the cache from being pruned, until release is called or
@@ -26,16 +27,11 @@ func (c *Cache) holdAs(how int) (release func(), err error) {
 	if err != nil {
 		return nil, fmt.Errorf("the cache: %w", err)
 	}
-	for {
-		err := syscall.Flock(int(f.Fd()), how)
-		if err == nil {
-			return func() { f.Close() }, nil
-		}
-		if !errors.Is(err, syscall.EINTR) {
-			f.Close()
-			return nil, fmt.Errorf("locking the cache: %w", err)
-		}
+	if err := flock.Lock(f, how); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("locking the cache: %w", err)
 	}
+	return func() { f.Close() }, nil
 }
 
 // ErrBusy is that a build goes on.

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"syscall"
 	"time"
+
+	"github.com/alisw/kiln/internal/flock"
 )
 
 // files is what a store asks of a disk. The tests have one that loses power.
@@ -127,16 +129,11 @@ func (d disk) lock(name string) (func(), error) {
 		f.Close()
 		return nil, err
 	}
-	for {
-		err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX)
-		if err == nil {
-			return func() { f.Close() }, nil
-		}
-		if !errors.Is(err, syscall.EINTR) {
-			f.Close()
-			return nil, &os.PathError{Op: "flock", Path: f.Name(), Err: err}
-		}
+	if err := flock.Lock(f, syscall.LOCK_EX); err != nil {
+		f.Close()
+		return nil, err
 	}
+	return func() { f.Close() }, nil
 }
 
 func (d disk) read(name string) ([]byte, version, error) {
