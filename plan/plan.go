@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net/netip"
+	"strings"
 
 	"github.com/alisw/kiln/internal/problem"
 )
@@ -286,4 +287,22 @@ type DiskRule struct {
 	Path    string `json:"path,omitempty"`     // a path below /dev/disk
 	MinSize int64  `json:"min_size,omitempty"` // bytes
 	MaxSize int64  `json:"max_size,omitempty"` // bytes
+}
+
+// Words says the conditions, such as "serial S3X1, at least 100 GiB"; size writes
+// bytes as the reader is used to. A rule without conditions has no words.
+func (r DiskRule) Words(size func(bytes int64) string) string {
+	var words []string
+	for _, w := range []struct{ key, value string }{{"serial", r.Serial}, {"WWN", r.WWN}, {"path", r.Path}} {
+		if w.value != "" {
+			words = append(words, w.key+" "+w.value)
+		}
+	}
+	if r.MinSize != 0 {
+		words = append(words, "at least "+size(r.MinSize))
+	}
+	if r.MaxSize != 0 {
+		words = append(words, "at most "+size(r.MaxSize))
+	}
+	return strings.Join(words, ", ")
 }

@@ -101,20 +101,9 @@ func (pp planPrinter) host(h *plan.Host) {
 
 func percent(share float64) string { return strconv.FormatFloat(100*share, 'f', -1, 64) + "%" }
 
+// rule is a disk's rule with the very numbers of the plan.
 func rule(r plan.DiskRule) string {
-	var words []string
-	for _, w := range []struct{ key, value string }{{"serial", r.Serial}, {"WWN", r.WWN}, {"path", r.Path}} {
-		if w.value != "" {
-			words = append(words, w.key+" "+w.value)
-		}
-	}
-	if r.MinSize != 0 {
-		words = append(words, fmt.Sprintf("at least %d bytes", r.MinSize))
-	}
-	if r.MaxSize != 0 {
-		words = append(words, fmt.Sprintf("at most %d bytes", r.MaxSize))
-	}
-	return strings.Join(words, ", ")
+	return r.Words(func(n int64) string { return fmt.Sprintf("%d bytes", n) })
 }
 
 func networkInterface(i *plan.Interface) string {

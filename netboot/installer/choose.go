@@ -1,6 +1,7 @@
 package installer
 
 import (
+	"cmp"
 	"fmt"
 	"path"
 	"regexp"
@@ -108,22 +109,7 @@ func fitting(disks []Disk, r plan.DiskRule) []*Disk {
 
 // Rule is a rule for people: serial S3X1, at least 480 GB.
 func Rule(r plan.DiskRule) string {
-	var parts []string
-	for _, p := range []struct{ name, value string }{{"serial", r.Serial}, {"WWN", r.WWN}, {"path", r.Path}} {
-		if p.value != "" {
-			parts = append(parts, p.name+" "+p.value)
-		}
-	}
-	if r.MinSize > 0 {
-		parts = append(parts, "at least "+Bytes(r.MinSize))
-	}
-	if r.MaxSize > 0 {
-		parts = append(parts, "at most "+Bytes(r.MaxSize))
-	}
-	if parts == nil {
-		return "no condition"
-	}
-	return strings.Join(parts, ", ")
+	return cmp.Or(r.Words(Bytes), "no condition")
 }
 
 // wanted says what is looked for.
