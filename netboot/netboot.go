@@ -18,9 +18,20 @@ package netboot
 
 import (
 	"net/netip"
+	"strings"
 
 	"github.com/alisw/kiln/plan"
 )
+
+// PathIPXE is where the plain HTTP server has iPXE's programs, which UEFI boots over
+// HTTP.
+const PathIPXE = "/ipxe/"
+
+// ScriptPath is the path, on the plain HTTP server, of the script that iPXE is sent
+// to for an interface.
+func ScriptPath(mac plan.MAC) string {
+	return "/boot/" + strings.ReplaceAll(string(mac), ":", "-") + "/script.ipxe"
+}
 
 // Host is what network booting has to know of a registered host.
 type Host struct {

@@ -197,9 +197,9 @@ func (x *exchange) file() string {
 	case EFI:
 		return or(x.EFIFile, DefaultEFIFile)
 	case HTTP:
-		return x.url(x.at, EFIPath(or(x.EFIFile, DefaultEFIFile)))
+		return x.url(x.at, netboot.PathIPXE+or(x.EFIFile, DefaultEFIFile))
 	case Script:
-		return x.url(x.at, ScriptPath(planMAC(x.mac)))
+		return x.url(x.at, netboot.ScriptPath(planMAC(x.mac)))
 	default:
 		return ""
 	}

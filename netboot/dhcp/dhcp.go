@@ -43,7 +43,6 @@ import (
 	"time"
 
 	"github.com/alisw/kiln/netboot"
-	"github.com/alisw/kiln/plan"
 )
 
 // Ports of UDP. Clients and relays know no others.
@@ -187,15 +186,6 @@ func (r Range) contains(a netip.Addr) bool {
 // ByAddress, as netboot.Inventory does, full mode gives no host another's address.
 // It may be called while the server runs.
 func (s *Server) SetHosts(hosts netboot.Hosts) { s.hosts.Store(&hosts) }
-
-// ScriptPath is the path, on the HTTP server, of the script of the host that has
-// an interface of that MAC.
-func ScriptPath(mac plan.MAC) string {
-	return "/boot/" + strings.ReplaceAll(string(mac), ":", "-") + "/script.ipxe"
-}
-
-// EFIPath is the path, on the HTTP server, of a file that UEFI boots over HTTP.
-func EFIPath(file string) string { return "/ipxe/" + file }
 
 func (s *Server) url(at Where, path string) string {
 	port := s.HTTPPort

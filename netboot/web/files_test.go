@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/alisw/kiln/netboot"
 	"github.com/alisw/kiln/netboot/protocol"
 	"github.com/alisw/kiln/plan"
 )
@@ -339,7 +340,7 @@ sleep 5
 	if text != want {
 		t.Errorf("the script is\n%s", text)
 	}
-	if got := ScriptPath(plan.MAC("52:54:00:00:00:01")); got != "/boot/52-54-00-00-00-01/script.ipxe" {
+	if got := netboot.ScriptPath(plan.MAC("52:54:00:00:00:01")); got != "/boot/52-54-00-00-00-01/script.ipxe" {
 		t.Error(got)
 	}
 }

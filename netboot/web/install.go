@@ -85,16 +85,26 @@ func (s *Server) job(r *http.Request, record *state.Record) (*protocol.Job, erro
 	return job, nil
 }
 
-// turn tells an installation whether it may write.
-func (s *Server) turn(w http.ResponseWriter, r *http.Request) {
+// session is the one that a request without more to say is of, and its record; none
+// where it was refused.
+func (s *Server) session(w http.ResponseWriter, r *http.Request) (string, *state.Record) {
 	var req struct{}
 	if !read(w, r, smallBody, &req) {
-		return
+		return "", nil
 	}
 	session := bearer(r)
 	record, err := s.Store.Session(session)
 	if err != nil {
 		s.refused(w, err)
+		return "", nil
+	}
+	return session, record
+}
+
+// turn tells an installation whether it may write.
+func (s *Server) turn(w http.ResponseWriter, r *http.Request) {
+	session, record := s.session(w, r)
+	if record == nil {
 		return
 	}
 	ok, place := s.line.ask(record.Install, time.Now())
@@ -143,14 +153,8 @@ func (s *Server) follow(session string) {
 
 // seed delivers the host's own data, secrets and all.
 func (s *Server) seed(w http.ResponseWriter, r *http.Request) {
-	var req struct{}
-	if !read(w, r, smallBody, &req) {
-		return
-	}
-	session := bearer(r)
-	record, err := s.Store.Session(session)
-	if err != nil {
-		s.refused(w, err)
+	session, record := s.session(w, r)
+	if record == nil {
 		return
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), seedTime)

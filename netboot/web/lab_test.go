@@ -198,7 +198,7 @@ func (l *lab) ask(method, url, bearer string, body any) (int, string) {
 
 func (l *lab) script(i int) (int, string) {
 	l.t.Helper()
-	return l.ask("GET", l.plain+ScriptPath(mac(i)), "", nil)
+	return l.ask("GET", l.plain+netboot.ScriptPath(mac(i)), "", nil)
 }
 
 func (l *lab) state(host string) string {

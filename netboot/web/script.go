@@ -26,12 +26,6 @@ exit 1
 sanboot --no-describe --drive 0x80 || exit 1
 `
 
-// ScriptPath is the path, on the plain HTTP server, of the script that iPXE is sent
-// to for an interface.
-func ScriptPath(mac plan.MAC) string {
-	return "/boot/" + strings.ReplaceAll(string(mac), ":", "-") + "/script.ipxe"
-}
-
 // script decides whether a host is installed. It is asked at each boot from the
 // network, and a GET in the stage armed uses that up.
 func (s *Server) script(w http.ResponseWriter, r *http.Request) {

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/alisw/kiln/netboot"
 )
 
 // A live page is open for as long as the server runs, and doesn't hold up its end;
@@ -117,7 +119,7 @@ func TestGivenUp(t *testing.T) {
 	})
 	l.arm("node1")
 	conn := must(net.Dial("tcp", strings.TrimPrefix(l.plain, "http://")))
-	fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: x\r\n\r\n", ScriptPath(mac(1)))
+	fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: x\r\n\r\n", netboot.ScriptPath(mac(1)))
 	<-asked
 	conn.Close()
 	l.stop()

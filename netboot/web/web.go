@@ -112,7 +112,7 @@ func (s *Server) init() {
 func (s *Server) Plain() http.Handler {
 	s.init()
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /ipxe/{file}", s.ipxe)
+	mux.HandleFunc("GET "+netboot.PathIPXE+"{file}", s.ipxe)
 	mux.HandleFunc("GET /boot/{mac}/script.ipxe", s.script)
 	mux.HandleFunc("GET /boot/images/{id}/{file}", s.bootFile)
 	mux.HandleFunc("GET /images/{id}/{name...}", s.imageFile)

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/alisw/kiln/netboot"
 	"github.com/alisw/kiln/netboot/protocol"
 	"github.com/alisw/kiln/netboot/state"
 	"github.com/alisw/kiln/plan"
@@ -188,7 +189,7 @@ func TestScriptIsNotUsedUp(t *testing.T) {
 	l := newLab(t, 1)
 	l.arm("node1")
 	for _, method := range []string{"HEAD", "POST", "OPTIONS"} {
-		if status, _ := l.ask(method, l.plain+ScriptPath(mac(1)), "", nil); status != 405 {
+		if status, _ := l.ask(method, l.plain+netboot.ScriptPath(mac(1)), "", nil); status != 405 {
 			t.Errorf("%s: %d", method, status)
 		}
 	}
