@@ -2,7 +2,6 @@ package cluster
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/http"
 	"strings"
@@ -28,7 +27,7 @@ func (n *Nomad) Running(ctx context.Context, host string) ([]string, error) {
 			continue
 		}
 		allocations, _, err := n.Nodes().Allocations(node.ID, query)
-		if status, ok := errors.AsType[nomad.UnexpectedResponseError](err); ok && status.StatusCode() == http.StatusNotFound {
+		if StatusOf(err) == http.StatusNotFound {
 			continue // it has just been collected
 		}
 		if err != nil {

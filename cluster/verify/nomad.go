@@ -119,6 +119,12 @@ func checkDuplicate(r *results, own, other *nomadNode) {
 	r.add(Finding{Check: CheckNomadDuplicate, Object: shortID(other.ID), Expected: "one node of this name, " + shortID(own.ID), Found: found, Fix: fix})
 }
 
+// Old tells whether a finding is of what the host was before: an entry that isn't
+// ready, of the same name, which Nomad will forget.
+func (f Finding) Old() bool {
+	return f.Check == CheckNomadDuplicate && !strings.HasSuffix(f.Found, ", "+nomad.NodeStatusReady)
+}
+
 func checkMeta(r *results, want *nomadAgent, node *nomad.Node) {
 	for _, name := range slices.Sorted(maps.Keys(want.meta)) {
 		r.same(CheckNomadMeta, name, want.meta[name], node.Meta[name],

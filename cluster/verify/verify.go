@@ -90,15 +90,6 @@ type Finding struct {
 	Details []string `json:"details,omitempty"`
 }
 
-// Old tells whether a finding is of what the host was before: an entry that isn't
-// ready, of the same name, which Nomad will forget.
-func (f Finding) Old() bool {
-	return f.Check == CheckNomadDuplicate && !strings.HasSuffix(f.Found, ", "+readyNode)
-}
-
-// readyNode is what Nomad calls a node that works.
-const readyNode = "ready"
-
 // Report is what is known of one host.
 type Report struct {
 	Host     string    `json:"host"`

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"slices"
 	"strings"
@@ -41,19 +40,6 @@ func newArmer(site *profiles.Site, askNomad bool) (*armer, error) {
 		a.nomad, err = cluster.NewNomad(address)
 	}
 	return a, err
-}
-
-// nomadOf is where the site's Nomad answers: at its first server.
-func nomadOf(site *profiles.Site) string {
-	join := site.File.Servers.Join
-	if len(join) == 0 {
-		return ""
-	}
-	scheme := "http"
-	if site.File.TLS != nil {
-		scheme = "https"
-	}
-	return scheme + "://" + net.JoinHostPort(join[0].V, "4646")
 }
 
 // prepare says what a host is to be armed with: with the image that is meant, or,
@@ -154,16 +140,14 @@ func (a *armer) idle(ctx context.Context, host string) error {
 
 // describeDisk says which disk will be wiped.
 func describeDisk(h *plan.Host) string {
-	rule := ruleText(h.Install)
-	if rule == "" {
-		rule = "its only disk"
-		if len(h.Disks) > 0 {
-			rule = "its only disk beside that of " + mounts(h.Disks)
-		}
-	} else {
-		rule = "the disk with " + rule
+	rule := h.Install.Words(func(n int64) string { return fmt.Sprintf("%.4g GiB", float64(n)/(1<<30)) })
+	switch {
+	case rule != "":
+		return "the disk with " + rule
+	case len(h.Disks) > 0:
+		return "its only disk beside that of " + mounts(h.Disks)
 	}
-	return rule
+	return "its only disk"
 }
 
 func mounts(disks []plan.DataDisk) string {
@@ -172,26 +156,4 @@ func mounts(disks []plan.DataDisk) string {
 		list = append(list, d.Mount)
 	}
 	return strings.Join(list, " and ")
-}
-
-// ruleText is a rule in words; the empty one has none.
-func ruleText(r plan.DiskRule) string {
-	var words []string
-	add := func(name, value string) {
-		if value != "" {
-			words = append(words, name+" "+value)
-		}
-	}
-	add("serial", r.Serial)
-	add("WWN", r.WWN)
-	add("path", r.Path)
-	size := func(n int64) string {
-		if n == 0 {
-			return ""
-		}
-		return fmt.Sprintf("%.4g GiB", float64(n)/(1<<30))
-	}
-	add("at least", size(r.MinSize))
-	add("at most", size(r.MaxSize))
-	return strings.Join(words, ", ")
 }

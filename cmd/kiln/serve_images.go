@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -158,24 +159,18 @@ func (s *servedImages) tidy() error {
 
 // make makes an installer's initramfs: all of it, or nothing.
 func (s *servedImages) make(name string, initrd *os.File) error {
-	if err := os.MkdirAll(s.dir, 0o755); err != nil {
-		return err
-	}
-	tmp, err := os.CreateTemp(s.dir, ".new-")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(tmp.Name())
-	// All of an initramfs is in memory meanwhile: not twice, and not any longer.
-	percent := debug.SetGCPercent(20)
-	made, err := ramdisk.Make(context.Background(), tmp, initrd, s.installer)
-	debug.SetGCPercent(percent)
-	debug.FreeOSMemory()
-	if err := errors.Join(err, tmp.Sync(), tmp.Close()); err != nil {
-		return err
-	}
-	s.log.Info("the installer's initramfs is made", "kernel", made.Kernel, "modules", len(made.Modules), "unpacked", made.Unpacked)
-	return os.Rename(tmp.Name(), name)
+	return writeFileBy(name, false, func(w io.Writer) error {
+		// All of an initramfs is in memory meanwhile: not twice, and not any longer.
+		percent := debug.SetGCPercent(20)
+		made, err := ramdisk.Make(context.Background(), w, initrd, s.installer)
+		debug.SetGCPercent(percent)
+		debug.FreeOSMemory()
+		if err != nil {
+			return err
+		}
+		s.log.Info("the installer's initramfs is made", "kernel", made.Kernel, "modules", len(made.Modules), "unpacked", made.Unpacked)
+		return nil
+	})
 }
 
 // prepare makes the initramfs of all images that hosts are armed with, so that none

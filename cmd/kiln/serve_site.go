@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"github.com/alisw/kiln/builder/render"
-	"github.com/alisw/kiln/cluster"
 	"github.com/alisw/kiln/cluster/verify"
 	"github.com/alisw/kiln/images"
 	"github.com/alisw/kiln/netboot"
@@ -207,11 +206,8 @@ func (s *servedSite) verify(ctx context.Context, host string) (bool, []string, e
 	if err != nil {
 		return false, nil, err
 	}
-	v := &verify.Verifier{}
-	if v.Nomad, err = cluster.NewNomad(nomadOf(n.site)); err != nil {
-		return false, nil, err
-	}
-	if v.Consul, err = cluster.NewConsul(""); err != nil {
+	v, err := newVerifier(n.site)
+	if err != nil {
 		return false, nil, err
 	}
 	report, err := v.Host(ctx, verify.Target{Plan: p, Versions: versionsFrom(n.site, n.lock)(p)})

@@ -185,29 +185,44 @@ func (o *verifyHostsOptions) files(ctx context.Context, site *profiles.Site, p *
 
 // verifier asks the cluster of the site.
 func (o *verifyHostsOptions) verifier(site *profiles.Site) (*verify.Verifier, error) {
-	v := &verify.Verifier{Expires: o.expires}
+	v, err := newVerifier(site)
+	if err != nil {
+		return nil, err
+	}
+	v.Expires = o.expires
 	for _, s := range o.skip {
 		v.Skip = append(v.Skip, verify.Check(s))
-	}
-	address := ""
-	if join := site.File.Servers.Join; len(join) > 0 {
-		scheme := "http"
-		if site.File.TLS != nil {
-			scheme = "https"
-		}
-		address = scheme + "://" + net.JoinHostPort(join[0].V, "4646")
-	}
-	var err error
-	if v.Nomad, err = cluster.NewNomad(address); err != nil {
-		return nil, err
-	}
-	if v.Consul, err = cluster.NewConsul(""); err != nil {
-		return nil, err
 	}
 	if o.ssh {
 		v.SSH = &remote.Dialer{User: o.sshUser, Config: o.sshConfig}
 	}
 	return v, nil
+}
+
+// newVerifier asks the Nomad and the Consul that the environment names, else the
+// site.
+func newVerifier(site *profiles.Site) (*verify.Verifier, error) {
+	v := &verify.Verifier{}
+	var err error
+	if v.Nomad, err = cluster.NewNomad(nomadOf(site)); err != nil {
+		return nil, err
+	}
+	v.Consul, err = cluster.NewConsul("")
+	return v, err
+}
+
+// nomadOf is where the site's Nomad answers: at its first server. A site without
+// servers has none.
+func nomadOf(site *profiles.Site) string {
+	join := site.File.Servers.Join
+	if len(join) == 0 {
+		return ""
+	}
+	scheme := "http"
+	if site.File.TLS != nil {
+		scheme = "https"
+	}
+	return scheme + "://" + net.JoinHostPort(join[0].V, "4646")
 }
 
 // plansOf are those of the hosts with these names, or of all, each once. A host
