@@ -26,31 +26,15 @@ type console struct {
 	rest  []byte
 	last  []string
 	heard chan struct{} // closed at the first byte; nil where nobody waits for it
-}
-
-// first is closed once anything was said.
-func (c *console) first() <-chan struct{} {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.heard == nil {
-		c.heard = make(chan struct{})
-		if len(c.rest) > 0 || len(c.last) > 0 {
-			close(c.heard)
-			said := c.heard
-			c.heard = nil
-			return said
-		}
-	}
-	return c.heard
+	once  sync.Once     // closes it
 }
 
 // Write never fails: a guest isn't to stand still because nobody looks.
 func (c *console) Write(p []byte) (int, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.heard != nil && len(p) > 0 {
-		close(c.heard)
-		c.heard = nil
+	if c.heard != nil {
+		c.once.Do(func() { close(c.heard) })
 	}
 	if c.raw != nil {
 		_, _ = c.raw.Write(p)

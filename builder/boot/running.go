@@ -69,7 +69,7 @@ func newRunning(ctx context.Context, raw io.Writer, line func(string)) (*Running
 	if err != nil {
 		return nil, err
 	}
-	r := &Running{dir: dir, channel: newChannel(), console: &console{raw: raw, line: line}, done: make(chan struct{})}
+	r := &Running{dir: dir, channel: newChannel(), console: &console{raw: raw, line: line, heard: make(chan struct{})}, done: make(chan struct{})}
 	r.ctx, r.cancel = context.WithCancelCause(ctx)
 	return r, nil
 }
@@ -189,7 +189,6 @@ const wakeTime = time.Minute
 // wakes waits for the first that a machine says. One that doesn't say anything, or
 // that KVM gives up, is taken down: the error says why.
 func (r *Running) wakes(ctx context.Context, limit time.Duration) error {
-	heard := r.console.first()
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	timeout := time.NewTimer(limit)
@@ -197,7 +196,7 @@ func (r *Running) wakes(ctx context.Context, limit time.Duration) error {
 	for {
 		var why error
 		select {
-		case <-heard:
+		case <-r.console.heard:
 			return nil
 		case <-r.done:
 			return nil // its Report says how
