@@ -16,8 +16,9 @@ import (
 	"path/filepath"
 	"runtime"
 	"runtime/pprof"
-	"strings"
 	"time"
+
+	"github.com/alisw/kiln/internal/bench/cpu"
 )
 
 func main() {
@@ -54,7 +55,7 @@ func run(small, large int) error {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	fmt.Printf("%s, %d cores, %s, %s/%s\n\n", cpuModel(), runtime.NumCPU(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
+	fmt.Printf("%s, %d cores, %s, %s/%s\n\n", cpu.Model(), runtime.NumCPU(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
 	results := map[string]map[int]result{}
 	for _, n := range []int{small, large} {
 		site := filepath.Join(dir, fmt.Sprint(n))
@@ -140,17 +141,4 @@ func printTable(results map[string]map[int]result, small, large int) {
 	}
 	fmt.Println("\nlinearity: time per host on the large site, divided by that on the small one; to parsing: divided by the time that yaml.v3 takes to read the same inventory,")
 	fmt.Println("host by host, on one core; memory: most that the large site took. Wanted on two cores: 10 s for user-data and for check, under 512 MiB.")
-}
-
-// cpuModel names the processor, where the system says it.
-func cpuModel() string {
-	data, err := os.ReadFile("/proc/cpuinfo")
-	if err == nil {
-		for line := range strings.Lines(string(data)) {
-			if key, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(key) == "model name" {
-				return strings.TrimSpace(value)
-			}
-		}
-	}
-	return "unknown processor"
 }

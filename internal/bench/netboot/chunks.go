@@ -37,12 +37,7 @@ func (l *lab) fetches() []fetch {
 // measureChunks has curl fetch the same files of nginx and of kiln serve, in turns:
 // one at a time and eight at once; the best counts.
 func measureChunks(ctx context.Context, t *table, l *lab) error {
-	s, err := l.serve(ctx)
-	if err != nil {
-		return err
-	}
-	defer s.stop()
-	stop, err := s.startNginx(ctx, l.dir, l.cache())
+	s, stop, err := l.serveBesideNginx(ctx)
 	if err != nil {
 		return err
 	}

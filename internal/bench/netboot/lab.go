@@ -154,6 +154,22 @@ func (l *lab) serve(ctx context.Context) (*server, error) {
 	return s, nil
 }
 
+// serveBesideNginx starts kiln serve, and in its network an nginx with the same files.
+func (l *lab) serveBesideNginx(ctx context.Context) (s *server, stop func(), err error) {
+	if s, err = l.serve(ctx); err != nil {
+		return nil, nil, err
+	}
+	stopNginx, err := s.startNginx(ctx, l.dir, l.cache())
+	if err != nil {
+		s.stop()
+		return nil, nil, err
+	}
+	return s, func() {
+		stopNginx()
+		s.stop()
+	}, nil
+}
+
 // url is one of the server's.
 func (l *lab) url(path string) string { return "http://" + serverAddress + ":8080" + path }
 

@@ -23,8 +23,9 @@ import (
 	"os/exec"
 	"os/signal"
 	"runtime"
-	"strings"
 	"syscall"
+
+	"github.com/alisw/kiln/internal/bench/cpu"
 )
 
 // options are what the command line says.
@@ -84,7 +85,7 @@ func inOwnNetwork(ctx context.Context) error {
 // measure does one part after the other.
 func measure(ctx context.Context, o *options) error {
 	raiseFiles()
-	fmt.Printf("%s, %d cores, %s, %s/%s\n", cpuModel(), runtime.NumCPU(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
+	fmt.Printf("%s, %d cores, %s, %s/%s\n", cpu.Model(), runtime.NumCPU(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
 	t := &table{}
 	parts := []struct {
 		name string
@@ -123,17 +124,4 @@ func raiseFiles() {
 		l.Cur = l.Max
 		_ = syscall.Setrlimit(syscall.RLIMIT_NOFILE, &l)
 	}
-}
-
-// cpuModel names the processor, where the system says it.
-func cpuModel() string {
-	data, err := os.ReadFile("/proc/cpuinfo")
-	if err == nil {
-		for line := range strings.Lines(string(data)) {
-			if key, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(key) == "model name" {
-				return strings.TrimSpace(value)
-			}
-		}
-	}
-	return "unknown processor"
 }

@@ -79,12 +79,7 @@ func (p plainFile) Zero(at, n int64) error {
 // measureWriting installs the image from kiln serve, and has dd write the same disk,
 // which curl fetches from nginx over the same cable; in turns, the best counts.
 func measureWriting(ctx context.Context, t *table, l *lab) (err error) {
-	s, err := l.serve(ctx)
-	if err != nil {
-		return err
-	}
-	defer s.stop()
-	stop, err := s.startNginx(ctx, l.dir, l.cache())
+	_, stop, err := l.serveBesideNginx(ctx)
 	if err != nil {
 		return err
 	}
