@@ -9,7 +9,7 @@ set -eu
 
 cd "$(dirname "$0")/.."
 
-packages='acl apt-utils atftp ca-certificates chromium cloud-init curl dnsmasq-base dosfstools e2fsprogs fdisk
+packages='acl apt-utils atftp ca-certificates chromium cloud-init cpio curl dnsmasq-base dosfstools e2fsprogs fdisk
 	fonts-dejavu-core gcc gdisk git gnupg grub-common ignition iproute2 ipxe ipxe-qemu isc-dhcp-client
 	isc-dhcp-relay jq minisign mmdebstrap mtools network-manager nginx-light openssh-client ovmf pass procps
 	python3 python3-jsonschema python3-yaml qemu-system-x86 qemu-utils seabios shellcheck systemd systemd-container
