@@ -115,11 +115,13 @@ func runArm(ctx context.Context, o *armOptions, args []string, u *ui.UI) error {
 	return nil
 }
 
-// armTarget is where hosts are armed and disarmed: the state itself, or a server.
+// armTarget is where hosts are armed and looked at: the state itself, or a server.
 type armTarget interface {
 	arm(ctx context.Context, a state.Arming) (*state.Record, error)
 	disarm(ctx context.Context, host, by string) (*state.Record, error)
 	records(ctx context.Context) ([]*state.Record, error)
+	// watch tells of changes until ctx ends.
+	watch(ctx context.Context) (<-chan struct{}, error)
 }
 
 func (o *armOptions) target() (armTarget, error) {

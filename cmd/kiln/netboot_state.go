@@ -43,6 +43,16 @@ func (o *stateOptions) directory() (string, error) {
 	return filepath.Join(home, ".local/state/kiln"), nil
 }
 
+// missing tells whether there is no state yet.
+func (o *stateOptions) missing() bool {
+	dir, err := o.directory()
+	if err != nil {
+		return false // open says why
+	}
+	_, err = os.Stat(dir)
+	return errors.Is(err, fs.ErrNotExist)
+}
+
 // open opens the state for whoever changes it: only those who may write it can.
 func (o *stateOptions) open() (*state.Store, error) {
 	dir, err := o.directory()

@@ -368,14 +368,14 @@ func (s *serving) listen(ctx context.Context) (plain, secure net.Listener, boot 
 		opened = append(opened, l)
 		return l, nil
 	}
+	addresses, err := o.addresses()
+	if err != nil {
+		return nil, nil, nil, err
+	}
 	if plain, err = tcp(o.httpPort); err != nil {
 		return nil, nil, nil, err
 	}
 	if secure, err = tcp(o.httpsPort); err != nil {
-		return nil, nil, nil, err
-	}
-	addresses, err := o.addresses()
-	if err != nil {
 		return nil, nil, nil, err
 	}
 	for _, a := range addresses {

@@ -62,11 +62,19 @@ func statusOf(list []*state.Record) []*state.Record {
 }
 
 func runStatus(ctx context.Context, o *statusOptions, args []string, u *ui.UI) error {
-	source, err := o.source()
+	names, err := o.names(ctx, args)
 	if err != nil {
 		return err
 	}
-	names, err := o.names(ctx, args)
+	if !o.server.set() && !o.watch && o.state.missing() {
+		// Who only looks makes none.
+		list, err := only(nil, names)
+		if err != nil {
+			return err
+		}
+		return o.show(list, u)
+	}
+	source, err := openTarget(&o.state, &o.server)
 	if err != nil {
 		return err
 	}
@@ -201,26 +209,6 @@ func (o *statusOptions) show(list []*state.Record, u *ui.UI) error {
 	}
 	u.Printf("%s", table)
 	return nil
-}
-
-// recordSource is where records are read: the state itself, or a server.
-type recordSource interface {
-	records(ctx context.Context) ([]*state.Record, error)
-	watch(ctx context.Context) (<-chan struct{}, error)
-}
-
-func (o *statusOptions) source() (recordSource, error) {
-	if o.server.set() {
-		if o.state.dir != "" {
-			return nil, usagef("--state and --server: name one of both, the state's folder or the server that has it")
-		}
-		return o.server.client()
-	}
-	s, err := o.state.open()
-	if err != nil {
-		return nil, err
-	}
-	return localState{s}, nil
 }
 
 func (s localState) records(context.Context) ([]*state.Record, error) {
