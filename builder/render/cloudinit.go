@@ -25,6 +25,8 @@ type TooLargeError struct {
 func (e *TooLargeError) Error() string {
 	var way string
 	switch {
+	case e.Options.Target == imageOnly:
+		way = "have Kiln's plugin bring the image half (--provisioner kiln)"
 	case !e.Options.Gzip:
 		way = "compress it (--gzip)"
 	case e.Options.Target != Golden:

@@ -18,7 +18,7 @@ func waitScript(p *plan.Plan) (string, error) {
 	return strings.ReplaceAll(waitText, "@USERS@", shellQuote(" "+strings.Join(names, " ")+" ")), nil
 }
 
-const waitText = `# Waits until cloud-init has installed the image half; fails if it couldn't.
+const waitText = `# Waits until cloud-init is done with what it was given; fails if it failed.
 users=@USERS@
 case $users in
 *" $BUILD_USER "*)

@@ -467,7 +467,7 @@ END_OF_USER_DATA
   user_data_protected = replace(local.user_data, "{{", "{{ \"{{\" }}")
 
   wait = <<END_OF_WAIT
-# Waits until cloud-init has installed the image half; fails if it couldn't.
+# Waits until cloud-init is done with what it was given; fails if it failed.
 users=' mesosci robot '
 case $users in
 *" $BUILD_USER "*)
