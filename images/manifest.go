@@ -70,6 +70,9 @@ type Manifest struct {
 	// SignatureDropped is that Store.Put has removed a signature that was of
 	// another manifest of this image.
 	SignatureDropped bool `json:"-"`
+	// Bare is that it was read off a disk: it says what is in the image, and neither
+	// what that is called nor how it was made.
+	Bare bool `json:"-"`
 }
 
 // Input is one thing that an image was made of.
