@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/alisw/kiln/cmd/internal/baking"
 	"github.com/alisw/kiln/images"
 	"github.com/alisw/kiln/internal/ui"
 )
@@ -64,7 +65,7 @@ func runDiff(a, b string, asJSON, allFiles bool, u *ui.UI) error {
 }
 
 func diff(a, b string) (*images.Diff, error) {
-	store, err := openStore()
+	store, err := baking.OpenStore()
 	if err != nil {
 		return nil, err
 	}
