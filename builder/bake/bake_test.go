@@ -37,7 +37,7 @@ func TestInTree(t *testing.T) {
 
 func TestAccounts(t *testing.T) {
 	id := func(n int) *int { return &n }
-	got := accounts(&plan.Layer{
+	got := AccountsScript(&plan.Layer{
 		Groups: []plan.Group{{Name: "mesosci", GID: id(9001), System: true}, {Name: "ops"}},
 		Users: []plan.User{
 			{Name: "alice", Groups: []string{"adm", "ops"}, Comment: "it's alice", SSHKeys: []string{"ssh-ed25519 A"}},

@@ -285,7 +285,7 @@ func TestSealScript(t *testing.T) {
 	}
 	kept := map[string]string{
 		"etc/netplan/50-cloud-init.yaml": "x", "var/lib/dhcp/kept/by the profile": "x", "etc/ssh/sshd_config": "x", "etc/passwd": "x",
-		"home/alice/.ssh/authorized_keys": "x", "data/a b/nomad/plugins/driver": "x", "var/log/dpkg.log": "", "etc/machine-id": "",
+		"home/alice/.ssh/authorized_keys": "x", "data/a b/nomad/plugins/driver": "x", "var/log/daemon.log": "", "etc/machine-id": "",
 		"etc/resolv.conf": "", "etc/hosts": "127.0.0.1 localhost\n",
 	}
 	root := t.TempDir()

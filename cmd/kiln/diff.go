@@ -23,7 +23,7 @@ func newDiffCommand(u *ui.UI) *cobra.Command {
 kernel and its command line, and which input of the build caused it. An image is
 named by its ID, the beginning of it, or its profile: then its newest is meant. A name
 with a slash in it is a disk's file, raw or qcow2, whatever has made that: of its root
-file system, which has to be ext4 on a partition called root, the content is compared.
+file system (ext4), the content is compared.
 
 The exit status is 0 if the images are the same, 1 if they differ, and 2 if anything
 is in the way of comparing them.`,

@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/alisw/kiln/builder/bake"
+	"github.com/alisw/kiln/cmd/internal/baking"
 	"github.com/alisw/kiln/images"
 	"github.com/alisw/kiln/internal/ui"
 )
@@ -45,17 +46,9 @@ the newest is meant.`,
 	return cmd
 }
 
-func openStore() (*images.Store, error) {
-	cache, err := images.CacheDir()
-	if err != nil {
-		return nil, err
-	}
-	return &images.Store{Dir: filepath.Join(cache, "images")}, nil
-}
-
 // findImage finds the image that is meant, as Store.Find does, in the user's store.
 func findImage(what string) (*images.Store, *images.Manifest, error) {
-	store, err := openStore()
+	store, err := baking.OpenStore()
 	if err != nil {
 		return nil, nil, err
 	}
@@ -99,7 +92,7 @@ func infoOf(m *images.Manifest, store *images.Store) *imageInfo {
 }
 
 func runImagesList(asJSON bool, u *ui.UI) error {
-	store, err := openStore()
+	store, err := baking.OpenStore()
 	if err != nil {
 		return err
 	}
@@ -137,7 +130,7 @@ func runImagesList(asJSON bool, u *ui.UI) error {
 // completeImages offers the images of the store.
 func completeImages(_ *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
 	var names []string
-	if store, err := openStore(); err == nil {
+	if store, err := baking.OpenStore(); err == nil {
 		list, _ := store.List()
 		for _, m := range list {
 			names = append(names, cobra.CompletionWithDesc(m.Short(), m.Profile+" on "+m.Definition))
@@ -349,7 +342,7 @@ booted or exported at the time stays, which is an error.`,
 		Args:              cobra.MinimumNArgs(1),
 		ValidArgsFunction: completeImages,
 		RunE: verb(func(_ context.Context, _ *cobra.Command, args []string) error {
-			store, err := openStore()
+			store, err := baking.OpenStore()
 			if err != nil {
 				return err
 			}
@@ -407,11 +400,11 @@ the time stays, and it says so.`,
 			if keep < 0 {
 				return usagef("--keep %d: it's a number of images", keep)
 			}
-			store, err := openStore()
+			store, err := baking.OpenStore()
 			if err != nil {
 				return err
 			}
-			dir, err := buildCache()
+			dir, err := baking.CacheDir()
 			if err != nil {
 				return err
 			}

@@ -12,11 +12,10 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/alisw/kiln/builder/render"
+	"github.com/alisw/kiln/cmd/internal/baking"
 	"github.com/alisw/kiln/internal/strictyaml"
 	"github.com/alisw/kiln/internal/ui"
 	"github.com/alisw/kiln/plan"
-	"github.com/alisw/kiln/profiles"
-	"github.com/alisw/kiln/secrets"
 )
 
 // format is one way of bringing a host up.
@@ -143,30 +142,16 @@ func runRender(ctx context.Context, o *renderOptions, set func(string) bool, arg
 		return err
 	}
 	if o.withSecrets {
-		r.secrets = newResolver(site)
+		r.secrets = baking.Resolver(site)
 	}
 	if o.all {
 		return r.all(ctx, site, u)
 	}
-	p, err := hostPlan(ctx, site, args[0])
+	p, err := baking.HostPlan(ctx, site, args[0])
 	if err != nil {
 		return err
 	}
 	return r.one(ctx, p, u)
-}
-
-// newResolver finds the secrets of a site.
-func newResolver(site *profiles.Site) plan.Resolver {
-	return &secrets.Resolver{Dir: site.Dir, VaultAddress: vaultAddress(site)}
-}
-
-// hostPlan is the plan of one host, if nothing is wrong with it.
-func hostPlan(ctx context.Context, site *profiles.Site, name string) (*plan.Plan, error) {
-	p, problems, err := site.Host(ctx, name)
-	if err != nil {
-		return nil, err
-	}
-	return p, problems.Err()
 }
 
 // newRenderer makes sense of the flags together.
