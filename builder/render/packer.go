@@ -237,9 +237,7 @@ func packerBuild(f *packerBody, shape *packerShape, image *plan.Image, sources [
 		only := cty.TupleVal([]cty.Value{cty.StringVal(s.kind + "." + packerName)})
 		if shape.plugin {
 			b.blank()
-			check := b.block("post-processor", "kiln-check")
-			check.set("only", only)
-			check.expr("site", "var.site")
+			checkWithKiln(b, image, only)
 		}
 		b.blank()
 		checksum := b.block("post-processor", "checksum")

@@ -125,6 +125,19 @@ func runScript(name string) func(*packerBody, *plan.Image) {
 // provisionWithKiln has Kiln's own provisioner apply the profile, and seal.
 func provisionWithKiln(b *packerBody, image *plan.Image) {
 	kiln := b.block("provisioner", "kiln")
-	kiln.expr("site", "var.site")
-	kiln.set("profile", cty.StringVal(image.Profile))
+	ofSite(kiln, image)
+}
+
+// checkWithKiln has Kiln's own post-processor look at the finished disk of a source.
+func checkWithKiln(b *packerBody, image *plan.Image, only cty.Value) {
+	check := b.block("post-processor", "kiln-check")
+	check.set("only", only)
+	ofSite(check, image)
+}
+
+// ofSite says where the plugin finds the profile, and what it is resolved for.
+func ofSite(b *packerBody, image *plan.Image) {
+	b.expr("site", "var.site")
+	b.set("profile", cty.StringVal(image.Profile))
+	b.set("image", cty.StringVal(image.Definition))
 }

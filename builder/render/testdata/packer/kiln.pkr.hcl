@@ -360,11 +360,14 @@ build {
   provisioner "kiln" {
     site    = var.site
     profile = "plain"
+    image   = "debian-12"
   }
 
   post-processor "kiln-check" {
-    only = ["qemu.golden"]
-    site = var.site
+    only    = ["qemu.golden"]
+    site    = var.site
+    profile = "plain"
+    image   = "debian-12"
   }
 
   post-processor "checksum" {
