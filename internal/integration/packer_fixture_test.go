@@ -38,12 +38,18 @@ packages: [systemd-sysv, dbus, udev, kmod, initramfs-tools, zstd, libpam-systemd
   sudo, ca-certificates, shim-signed, grub-efi-amd64-signed, grub-pc-bin]
 `
 
-// packerBase is the profile of the base image, and packerTiny of what is made of
+// packerBase is the profile of the base image, which has cloud-init make its default
+// user, as stock images do, and packerTiny of what is made of
 // it: a package alone, one with a service and a user, and one of each thing that an
 // image half can have.
 const (
-	packerBase = "description: a stock cloud image\n"
-	packerTiny = `image:
+	packerBase = `description: a stock cloud image
+image:
+  files:
+    /etc/cloud/cloud.cfg.d/95-stock.cfg: {content: "datasource_list: [NoCloud, None]\nusers: [default]\n"}
+`
+	packerTiny = `extends: [bare]
+image:
   packages: [acl, dnsmasq]
   groups: {ops: {gid: 9001}}
   users:
@@ -60,6 +66,10 @@ const (
   units: {tiny.service: enabled, dnsmasq.service: disabled, fstrim.timer: masked}
 `
 )
+
+// packerMore are packages that tiny's only recommend: the mirror has them, and no
+// image is to.
+const packerMore = "image:\n  packages: [acl, dnsmasq, dns-root-data]\n"
 
 // packerMirror is where the mirror is, in a network of its own.
 const packerMirror = "http://10.66.0.1/mirror"
@@ -79,7 +89,7 @@ func newPackerSite(t *testing.T) *packerSite {
 	t.Helper()
 	s := &packerSite{kiln: bakersKiln(t), site: filepath.Join(t.TempDir(), "site"), cache: filepath.Join(testCache(t), "packer"), space: newSpace(t)}
 	mirror := s.mirror(t)
-	s.write(t, "http://10.66.0.1/mirror")
+	s.write(t, packerMirror)
 	place(t, filepath.Join(s.site, "keys/debian.asc"), read(t, mirror, "key.asc"))
 	s.space.sh(t, "set -e\nip link add lab0 type bridge\nip address add 10.66.0.1/24 dev lab0\nip link set lab0 up")
 	www := t.TempDir()
@@ -107,11 +117,14 @@ func (s *packerSite) write(t *testing.T, mirror string) {
 	place(t, filepath.Join(s.site, "profiles/tiny/profile.yaml"), packerTiny)
 }
 
+// net is what runs a command of this machine in the mirror's network.
+func (s *packerSite) net() []string { return []string{"nsenter", "--net=" + s.space.Network(), "--"} }
+
 // inside is a command of this machine in the mirror's network, with this machine's
 // files.
 func (s *packerSite) inside(t *testing.T, argv ...string) *exec.Cmd {
-	argv = append([]string{"--net=" + s.space.Network(), "--"}, argv...)
-	cmd := exec.CommandContext(t.Context(), "nsenter", argv...)
+	argv = append(s.net(), argv...)
+	cmd := exec.CommandContext(t.Context(), argv[0], argv[1:]...)
 	cmd.Env = append(os.Environ(), "KILN_CACHE="+s.cache)
 	cmd.Dir = s.site
 	return cmd
@@ -159,7 +172,7 @@ func (s *packerSite) mirror(t *testing.T) string {
 	t.Helper()
 	packerMirrorOnce.Lock()
 	defer packerMirrorOnce.Unlock()
-	key := sha256.Sum256([]byte(packerDefinition + packerTiny + "1"))
+	key := sha256.Sum256([]byte(packerDefinition + packerMore + "1"))
 	dir := filepath.Join(s.cache, fmt.Sprintf("mirror-%x", key[:6]))
 	if _, err := os.Stat(dir); err == nil {
 		return dir
@@ -172,12 +185,13 @@ func (s *packerSite) mirror(t *testing.T) string {
 	}
 	s.write(t, "")
 	all := filepath.Join(t.TempDir(), "packages.tar")
-	for _, args := range [][]string{{"lock", "--profile", "tiny", "--image", "small-vm"}, {"cache", "export", all}} {
+	place(t, filepath.Join(s.site, "profiles/more/profile.yaml"), packerMore)
+	for _, args := range [][]string{{"lock", "--profile", "more", "--image", "small-vm"}, {"cache", "export", all}} {
 		cmd := exec.CommandContext(t.Context(), s.kiln, args...)
 		cmd.Dir, cmd.Env = s.site, append(os.Environ(), "KILN_CACHE="+s.cache)
 		printed(t, cmd)
 	}
-	if err := os.Remove(filepath.Join(s.site, images.LockFile)); err != nil {
+	if err := errors.Join(os.Remove(filepath.Join(s.site, images.LockFile)), os.RemoveAll(filepath.Join(s.site, "profiles/more"))); err != nil {
 		t.Fatal(err)
 	}
 	unpackDebs(t, all, filepath.Join(fresh, "pool"))
