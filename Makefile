@@ -11,7 +11,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 LDFLAGS := -s -w -X main.version=$(VERSION)
 FUZZ    ?= 10s
 
-.PHONY: help image demo-netboot build setup hashicorp packages check lint unit test integration matrix matrix-netboot portable bench bench-image bench-netboot fuzz clean
+.PHONY: help image demo-netboot build setup hashicorp packages check lint unit test integration matrix matrix-netboot matrix-packer portable bench bench-image bench-netboot bench-packer fuzz clean
 
 help: ## print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -67,6 +67,9 @@ matrix: ## one image in all circumstances that mustn't matter: the same bytes (a
 matrix-netboot: ## a machine installed in each way there is: firmware, PXE or HTTP, DHCP, disk (as root, an hour)
 	env -u AWS_CA_BUNDLE go test -v -tags "integration matrix" -count=1 -timeout 180m -run TestNetbootMatrix ./internal/integration/
 
+matrix-packer: ## one image natively, by Packer in both ways, and by a first boot: the same but for one list (as root, half an hour)
+	env -u AWS_CA_BUNDLE go test -v -tags "integration matrix" -count=1 -timeout 120m -run TestPackerMatrix ./internal/integration/
+
 portable: ## what operators run on their laptops also builds for macOS and arm64
 	GOOS=darwin GOARCH=arm64 CGO_ENABLED=0 go build -o /dev/null ./cmd/kiln
 	GOOS=linux GOARCH=arm64 CGO_ENABLED=0 go build -o /dev/null ./cmd/kiln
@@ -81,6 +84,11 @@ bench-image: ## print how long builds take, beside mmdebstrap (as root, 15 minut
 bench-netboot: build ## print how fast hosts boot from the network, beside pin/tftp and nginx (as root)
 	@scripts/setup.sh netboot
 	@go run ./internal/bench/netboot $(BENCH_NETBOOT)
+
+bench-packer: ## print how long Packer takes natively, beside its qemu builder (as root, 15 minutes)
+	@scripts/setup.sh packages
+	@$(MAKE) --no-print-directory hashicorp
+	@go run ./internal/bench/packer
 
 fuzz: ## run each fuzz target for FUZZ=10s
 	@scripts/fuzz.sh $(FUZZ)
