@@ -214,3 +214,16 @@ func NewArtifact(dir, name string, format Format) (Artifact, error) {
 	}
 	return Artifact{Name: name, Format: format, Size: size, SHA256: sum}, nil
 }
+
+// ExportName is what the image's file, or folder, of a format is called outside
+// the store.
+func (m *Manifest) ExportName(f Format) string {
+	name := m.Profile + "-" + m.Definition + "-" + m.Short()
+	switch f {
+	case FormatNetboot:
+		return name
+	case FormatTar:
+		return name + ".tar.zst"
+	}
+	return name + "." + string(f)
+}

@@ -307,7 +307,7 @@ func runImagesExport(ctx context.Context, what string, names []string, output st
 	for _, f := range formats {
 		to := filepath.Clean(output)
 		if isDir && (len(formats) > 1 || f != images.FormatNetboot) {
-			to = filepath.Join(output, exportName(m, f))
+			to = filepath.Join(output, m.ExportName(f))
 		}
 		if err := bake.Export(ctx, nil, store, m, f, to); err != nil {
 			return err
@@ -318,18 +318,6 @@ func runImagesExport(ctx context.Context, what string, names []string, output st
 		}
 	}
 	return nil
-}
-
-// exportName is what an image's file is called in a folder.
-func exportName(m *images.Manifest, f images.Format) string {
-	name := m.Profile + "-" + m.Definition + "-" + m.Short()
-	switch f {
-	case images.FormatNetboot:
-		return name
-	case images.FormatTar:
-		return name + ".tar.zst"
-	}
-	return name + "." + string(f)
 }
 
 func newImagesRemoveCommand(u *ui.UI) *cobra.Command {
