@@ -18,6 +18,7 @@ import (
 var pluginVersion = "0.1.0"
 
 func main() {
+	keepInherited()
 	if len(os.Args) > 1 && os.Args[1] == bakeVerb {
 		os.Exit(bakeInside(os.Args[2:]))
 	}

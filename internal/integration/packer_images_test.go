@@ -18,7 +18,7 @@ import (
 func (s *packerSite) qemuBuild(t *testing.T, provisioner render.Provisioner) string {
 	t.Helper()
 	base := s.build(t, "bare", "raw", "qcow2", "tar")
-	p := newPacker(t)
+	p := newPacker(t, stockPlugins...)
 	p.wrap = s.net()
 	p.env = []string{"KILN_CACHE=" + s.cache}
 	place(t, filepath.Join(p.dir, templateName), s.run(t, "render", "build01", "--format", "packer", "--provisioner", string(provisioner)))

