@@ -81,6 +81,7 @@ matrix-netboot: ## a machine installed in each way there is: firmware, PXE or HT
 portable: ## what operators run on their laptops also builds for macOS and arm64
 	GOOS=darwin GOARCH=arm64 CGO_ENABLED=0 go build -o /dev/null ./cmd/kiln
 	GOOS=linux GOARCH=arm64 CGO_ENABLED=0 go build -o /dev/null ./cmd/kiln
+	GOOS=darwin GOARCH=arm64 CGO_ENABLED=0 go build -o /dev/null ./cmd/packer-plugin-kiln
 	GOOS=linux GOARCH=arm64 CGO_ENABLED=0 go build -o /dev/null ./cmd/kiln-installer
 
 bench: ## print the speeds, as ratios where there is something to compare with
