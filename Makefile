@@ -84,6 +84,7 @@ matrix-packer: ## one image natively, by Packer in both ways, and by a first boo
 portable: ## what operators run on their laptops also builds for macOS and arm64
 	GOOS=darwin GOARCH=arm64 CGO_ENABLED=0 go build -o /dev/null ./cmd/kiln
 	GOOS=linux GOARCH=arm64 CGO_ENABLED=0 go build -o /dev/null ./cmd/kiln
+	GOOS=darwin GOARCH=arm64 CGO_ENABLED=0 go build -o /dev/null ./cmd/packer-plugin-kiln
 	GOOS=linux GOARCH=arm64 CGO_ENABLED=0 go build -o /dev/null ./cmd/kiln-installer
 
 bench: ## print the speeds, as ratios where there is something to compare with

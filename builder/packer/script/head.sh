@@ -31,13 +31,13 @@ finish() {
 }
 # stop ends what runs in the group, by force where it doesn't end by itself.
 stop() {
-	kill -TERM -- "-$1" 2>/dev/null || return 0
+	kill -s TERM -- "-$1" 2>/dev/null || return 0
 	n=0
-	while [ "$n" -lt 10 ] && kill -0 -- "-$1" 2>/dev/null; do
+	while [ "$n" -lt 10 ] && kill -s 0 -- "-$1" 2>/dev/null; do
 		sleep 1
 		n=$((n + 1))
 	done
-	kill -KILL -- "-$1" 2>/dev/null || :
+	kill -s KILL -- "-$1" 2>/dev/null || :
 }
 trap finish EXIT
 trap '[ -z "$group" ] || stop "$group"; exit 143' HUP INT TERM
