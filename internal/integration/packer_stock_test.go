@@ -21,9 +21,13 @@ func (s *packerSite) firstBoot(t *testing.T) string {
 	base := s.build(t, "bare", "raw", "qcow2", "tar")
 	seed := filepath.Join(t.TempDir(), "seed")
 	s.run(t, "render", "build01", "--format", "seed", "--for", "stock", "-o", seed)
+	entries, err := os.ReadDir(seed)
+	if err != nil {
+		t.Fatal(err)
+	}
 	var files []render.NamedFile
-	for _, name := range []string{"meta-data", "network-config", "user-data"} {
-		files = append(files, render.NamedFile{Name: name, Data: []byte(read(t, seed, name))})
+	for _, e := range entries {
+		files = append(files, render.NamedFile{Name: e.Name(), Data: []byte(read(t, seed, e.Name()))})
 	}
 	// Beside the user-data, which stays as it is rendered.
 	files = append(files, render.NamedFile{Name: "vendor-data", Data: []byte("#cloud-config\npower_state: {mode: poweroff, condition: true}\n")})
