@@ -41,6 +41,7 @@ mkdir up work root
 mount -t overlay -o lowerdir=%[2]s,upperdir=up,workdir=work overlay root
 cp -a layer/. root/
 [ "$(stat -f -c %%T /sys/fs/cgroup)" = cgroup2fs ] || mount -t cgroup2 cgroup2 /sys/fs/cgroup
+mknod -m 666 root/dev/null c 1 3
 chroot root useradd --create-home --shell /bin/bash debian
 mkdir -m 700 root/home/debian/.ssh
 cp key.pub root/home/debian/.ssh/authorized_keys
