@@ -113,7 +113,9 @@ func TestBuild(t *testing.T) {
 }
 
 // hook is Packer's side, which runs provisioners.
-type hook struct{ run func(packersdk.Communicator) error }
+type hook struct {
+	run func(packersdk.Communicator) error
+}
 
 func (h hook) Run(_ context.Context, _ string, _ packersdk.Ui, c packersdk.Communicator, _ any) error {
 	return h.run(c)
