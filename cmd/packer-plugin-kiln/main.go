@@ -5,7 +5,6 @@ package main
 import (
 	"fmt"
 	"os"
-	"syscall"
 
 	"github.com/hashicorp/packer-plugin-sdk/plugin"
 	"github.com/hashicorp/packer-plugin-sdk/version"
@@ -18,15 +17,8 @@ import (
 // -dev.
 var pluginVersion = "0.1.0"
 
-// mostInherited is more files than any Packer leaves open for its plugins.
-const mostInherited = 256
-
 func main() {
-	// Packer leaves copies of its streams open. Programs that a bake runs mustn't
-	// have them: mmdebstrap's shell can't name files beyond the ninth.
-	for fd := 3; fd < mostInherited; fd++ {
-		syscall.CloseOnExec(fd)
-	}
+	keepInherited()
 	if len(os.Args) > 1 && os.Args[1] == bakeVerb {
 		os.Exit(bakeInside(os.Args[2:]))
 	}
