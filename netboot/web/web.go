@@ -118,8 +118,9 @@ func (s *Server) Plain() http.Handler {
 	mux.HandleFunc("GET /images/{id}/{name...}", s.imageFile)
 	mux.HandleFunc("POST "+protocol.PathFirstBoot+"{install}", s.firstBoot)
 	mux.HandleFunc("POST /api/v1/hosts/{host}/{verb}", onlyTLS)
-	mux.HandleFunc(protocol.PathRedeem, onlyTLS)
-	mux.HandleFunc(protocol.PathSeed, onlyTLS)
+	for _, path := range []string{protocol.PathRedeem, protocol.PathTurn, protocol.PathReport, protocol.PathSeed, protocol.PathWritten} {
+		mux.HandleFunc(path, onlyTLS)
+	}
 	s.both(mux)
 	return s.logged("http", mux)
 }

@@ -153,8 +153,10 @@ func TestRefusals(t *testing.T) {
 			t.Errorf("GET %s: %d", path, status)
 		}
 	}
-	if status, _ := l.ask("POST", l.plain+protocol.PathRedeem, "", nil); status != 403 {
-		t.Errorf("redeeming over plain HTTP: %d", status)
+	for _, path := range []string{protocol.PathRedeem, protocol.PathTurn, protocol.PathReport, protocol.PathSeed, protocol.PathWritten} {
+		if status, text := l.ask("POST", l.plain+path, "", nil); status != 403 || !strings.Contains(text, "over HTTPS only") {
+			t.Errorf("%s over plain HTTP: %d %s", path, status, text)
+		}
 	}
 	// Too many wrong ones. What was counted above are three.
 	for range maxWrong {
