@@ -209,6 +209,10 @@ installer is told to stop, and the disk, as far as it is written, doesn't boot.`
 }
 
 func runDisarm(ctx context.Context, o *disarmOptions, args []string, u *ui.UI) error {
+	if !o.server.set() && o.state.missing() {
+		// There is nothing to take back, and none is made for that.
+		return fmt.Errorf("%s: %w: kiln arm does that", args[0], state.ErrUnknown)
+	}
 	target, err := openTarget(&o.state, &o.server)
 	if err != nil {
 		return err
