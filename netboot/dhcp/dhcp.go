@@ -108,6 +108,7 @@ type Server struct {
 	Now func() time.Time
 
 	hosts  atomic.Pointer[netboot.Hosts]
+	told   netboot.Told[[6]byte] // unknown machines
 	leases leases
 	chains chains
 	faces  []*face

@@ -98,6 +98,34 @@ func TestUnknownMachines(t *testing.T) {
 	}
 }
 
+// TestUnknownMachinesAreLoggedOnce: who asks without an end doesn't fill the log.
+func TestUnknownMachinesAreLoggedOnce(t *testing.T) {
+	s, _ := newServer(t, Proxy)
+	var log bytes.Buffer
+	s.Log = slog.New(slog.NewTextHandler(&log, nil))
+	boots, laptop := message(t, unknown, discover, text(60, "PXEClient:Arch:00007:UNDI:003016")), message(t, "52:54:00:77:00:97", discover)
+	for range 100 {
+		s.Answer(boots, here)
+		s.Answer(laptop, here)
+	}
+	if n := strings.Count(log.String(), "\n"); n != 1 || !strings.Contains(log.String(), "level=INFO") || !strings.Contains(log.String(), unknown) {
+		t.Errorf("%d lines:\n%.1000s", n, log.String())
+	}
+	log.Reset()
+	for i := range 5000 {
+		s.Answer(message(t, plan.MAC(fmt.Sprintf("02:00:00:00:%02x:%02x", i>>8, i&255)), discover, text(60, "PXEClient")), here)
+	}
+	if n := strings.Count(log.String(), "\n"); n < 2 || n > 1025 || !strings.Contains(log.String(), "no more of them are logged") {
+		t.Errorf("%d lines for 5000 invented MACs", n)
+	}
+	s.Log = slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	log.Reset()
+	s.Answer(boots, here)
+	if !strings.Contains(log.String(), "level=DEBUG") || !strings.Contains(log.String(), unknown) {
+		t.Errorf("with all of the log: %q", log.String())
+	}
+}
+
 // TestOwnAddress: an interface may have several.
 func TestOwnAddress(t *testing.T) {
 	for _, c := range []struct {

@@ -25,6 +25,7 @@ import (
 	"github.com/alisw/kiln/netboot"
 	"github.com/alisw/kiln/netboot/protocol"
 	"github.com/alisw/kiln/netboot/state"
+	"github.com/alisw/kiln/plan"
 )
 
 // Images has the files of images, by their IDs. An fs.ErrNotExist is that there is
@@ -88,6 +89,7 @@ type Server struct {
 	line      *queue
 	counts    *counters
 	guesses   guesses
+	strangers netboot.Told[plan.MAC]
 	plainPort int
 	tlsPort   int
 	patience  time.Duration // 0: answerTime

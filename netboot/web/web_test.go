@@ -167,6 +167,30 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
+// TestUnknownHostIsLoggedOnce: who asks without an end doesn't fill the log, and is
+// counted.
+func TestUnknownHostIsLoggedOnce(t *testing.T) {
+	l := newLab(t, 1)
+	ask := func(mac string, times int) (lines int) {
+		before := strings.Count(l.log.String(), "level=INFO")
+		for range times {
+			if status, _ := l.ask("GET", l.plain+"/boot/"+mac+"/script.ipxe", "", nil); status != 404 {
+				t.Fatalf("%s: %d", mac, status)
+			}
+		}
+		return strings.Count(l.log.String(), "level=INFO") - before
+	}
+	if n := ask("52-54-00-00-00-99", 50); n != 1 {
+		t.Errorf("one unknown host makes %d lines", n)
+	}
+	if n := ask("nonsense", 50); n != 1 {
+		t.Errorf("what is no MAC makes %d lines", n)
+	}
+	if n := l.scrape()[`kiln_netboot_scripts_total{answer="unknown"}`]; n != 100 {
+		t.Errorf("%v are counted", n)
+	}
+}
+
 func TestChangedSite(t *testing.T) {
 	l := newLab(t, 2)
 	l.arm("node1")
