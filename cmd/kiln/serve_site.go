@@ -85,22 +85,23 @@ func (s *servedSite) load(ctx context.Context) error {
 const reloadEvery = 5 * time.Second
 
 // watch loads the site anew whenever its files have changed, or now has something,
-// until ctx ends.
-func (s *servedSite) watch(ctx context.Context, now <-chan os.Signal, changed func()) {
+// until ctx ends. asked is called for the latter, and changed once it is loaded.
+func (s *servedSite) watch(ctx context.Context, now <-chan os.Signal, asked, changed func()) {
 	tick := time.NewTicker(reloadEvery)
 	defer tick.Stop()
 	failed := ""
 	for {
-		asked := false
+		must := false
 		select {
 		case <-ctx.Done():
 			return
 		case <-now:
-			asked = true
+			asked()
+			must = true
 		case <-tick.C:
 		}
 		seen := fingerprint(s.now.Load().site.Dir)
-		if !asked && (seen == s.now.Load().seen || seen == failed) {
+		if !must && (seen == s.now.Load().seen || seen == failed) {
 			continue
 		}
 		if err := s.load(ctx); err != nil {

@@ -38,7 +38,7 @@ func (s *Server) Serve(ctx context.Context, plain, secure net.Listener) error {
 	defer cancel()
 	servers := []*http.Server{s.server(ctx, s.Plain()), s.server(ctx, s.TLS())}
 	secure = tls.NewListener(secure, &tls.Config{
-		Certificates: []tls.Certificate{s.Certificate}, MinVersion: tls.VersionTLS13, NextProtos: []string{"http/1.1"},
+		GetCertificate: s.certificates.get, MinVersion: tls.VersionTLS13, NextProtos: []string{"http/1.1"},
 	})
 	errs := make(chan error, 3)
 	var wg sync.WaitGroup

@@ -66,7 +66,7 @@ type Server struct {
 	// Metrics gives those of the other servers: DHCP, TFTP.
 	Metrics func() []Metric
 
-	// Certificate is the HTTPS server's: see Certificate.
+	// Certificate is the HTTPS server's at first: see Certificate, and Renew.
 	Certificate tls.Certificate
 	// OperatorToken is what operators show: see OperatorToken. Empty: nobody is one.
 	OperatorToken string
@@ -90,6 +90,9 @@ type Server struct {
 	counts    *counters
 	guesses   guesses
 	strangers netboot.Told[plan.MAC]
+
+	certificates certificates
+
 	plainPort int
 	tlsPort   int
 	patience  time.Duration // 0: answerTime
@@ -106,6 +109,11 @@ func (s *Server) init() {
 		}
 		s.line = &queue{max: s.Writers}
 		s.counts = s.newCounters()
+		if pin, err := Pin(s.Certificate); err != nil {
+			s.Log.Error("installers won't believe this server", "error", err)
+		} else {
+			s.certificates.put(pinned{s.Certificate, pin})
+		}
 		s.resume()
 	})
 }

@@ -191,6 +191,43 @@ func TestUnknownHostIsLoggedOnce(t *testing.T) {
 	}
 }
 
+// TestRenew: hosts that boot are told of the new key, and an installer that was told of
+// the old one goes on with it.
+func TestRenew(t *testing.T) {
+	l := newLab(t, 2)
+	l.arm("node1")
+	i := l.boot(1)
+	old := i.args[protocol.ParamPin]
+	pin := must(l.Renew(must(Certificate(t.TempDir()))))
+	l.arm("node2")
+	if got := l.boot(2).args[protocol.ParamPin]; got != pin || pin == old {
+		t.Errorf("the next host is told of %s, not %s, after %s", got, pin, old)
+	}
+	shown := func(name, pin string) error {
+		config := protocol.PinnedTLS(pin)
+		config.ServerName = name
+		c, err := tls.Dial("tcp", strings.TrimPrefix(l.secure, "https://"), config)
+		if err == nil {
+			c.Close()
+		}
+		return err
+	}
+	for name, pin := range map[string]string{"": pin, "boot.example.org": pin, protocol.ServerName(pin): pin, protocol.ServerName(old): old} {
+		if err := shown(name, pin); err != nil {
+			t.Errorf("who asks for %q: %v", name, err)
+		}
+	}
+	for range 2 * maxCertificates {
+		must(l.Renew(must(Certificate(t.TempDir()))))
+	}
+	if n := len(l.certificates.list); n != maxCertificates {
+		t.Errorf("%d certificates are kept", n)
+	}
+	if _, err := l.Renew(tls.Certificate{}); err == nil {
+		t.Error("nothing is taken for a certificate")
+	}
+}
+
 func TestChangedSite(t *testing.T) {
 	l := newLab(t, 2)
 	l.arm("node1")
