@@ -2,6 +2,7 @@ package images
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -87,6 +88,14 @@ func TestStore(t *testing.T) {
 		t.Errorf("in use: %v", err)
 	}
 	release()
+	s.Held = func(id string) error { return fmt.Errorf("%w, by %.4s", ErrInUse, id) }
+	if err := s.Remove(newer.ID); !errors.Is(err, ErrInUse) || !strings.Contains(err.Error(), "by "+newer.ID[:4]) {
+		t.Errorf("held: %v", err)
+	}
+	if removed, left, err := s.Prune(1); err != nil || removed != nil || len(left) != 1 || left[0].ID != newer.ID || !errors.Is(left[0].Why, ErrInUse) {
+		t.Errorf("held: removed %v, not %v, %v", removed, left, err)
+	}
+	s.Held = nil
 	removed, used, err = s.Prune(1)
 	if err != nil || len(removed) != 1 || removed[0].ID != newer.ID || used != nil {
 		t.Errorf("removed %v, not %v, %v", removed, used, err)

@@ -176,7 +176,7 @@ func newServing(ctx context.Context, o *serveOptions, u *ui.UI) (*serving, error
 	}
 	s.dhcp.StateDir = s.dir
 	s.store.Timeouts.FirstBoot = o.firstBoot
-	s.site = &servedSite{options: o.globalOptions, log: s.log, store: s.store, address: o.address, port: int(o.httpPort)}
+	s.site = &servedSite{options: o.globalOptions, log: s.log, store: s.store, state: s.dir, address: o.address, port: int(o.httpPort)}
 	if err := s.site.load(ctx); err != nil {
 		return nil, err
 	}
@@ -184,6 +184,9 @@ func newServing(ctx context.Context, o *serveOptions, u *ui.UI) (*serving, error
 	images, err := openStore()
 	if err != nil {
 		return nil, err
+	}
+	if err := images.AddHolder(s.dir); err != nil && !errors.Is(err, fs.ErrNotExist) { // there are no images yet
+		s.log.Warn("images that hosts are armed with can be removed", "error", err)
 	}
 	s.images = &servedImages{store: images, dir: filepath.Join(s.dir, "initramfs"), installer: program, log: s.log}
 	if err := s.newTFTP(); err != nil {

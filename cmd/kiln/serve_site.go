@@ -31,6 +31,7 @@ type servedSite struct {
 	options *globalOptions
 	log     *slog.Logger
 	store   *state.Store
+	state   string // its directory
 	address string // that hosts reach it at; empty: whichever leads to a host
 	port    int    // of plain HTTP
 	now     atomic.Pointer[siteNow]
@@ -231,6 +232,7 @@ func (s *servedSite) arm(ctx context.Context, host string, req web.ArmRequest) (
 	if err != nil {
 		return nil, err
 	}
+	defer a.close()
 	arming, err := a.prepare(ctx, host, req.Image)
 	if err != nil {
 		return nil, err
@@ -239,6 +241,9 @@ func (s *servedSite) arm(ctx context.Context, host string, req web.ArmRequest) (
 		return nil, fmt.Errorf("%s isn't armed: the rules for its disks have changed on the server just now", host)
 	}
 	arming.By = req.By
+	if err := a.store.AddHolder(s.state); err != nil {
+		s.log.Warn("images that hosts are armed with can be removed", "error", err)
+	}
 	return s.store.Arm(*arming)
 }
 

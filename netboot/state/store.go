@@ -84,6 +84,16 @@ func Open(dir string) (*Store, error) {
 	return &Store{files: d, where: d.path("")}, nil
 }
 
+// Look opens the store in a directory for who only looks: it makes nothing. The error
+// is an fs.ErrNotExist where there is none.
+func Look(dir string) (*Store, error) {
+	d := disk{filepath.Clean(dir)}
+	if _, err := d.statDir(); err != nil {
+		return nil, fmt.Errorf("the state of installations: %w", err)
+	}
+	return &Store{files: d, where: d.path("")}, nil
+}
+
 // ErrUnknown is that there is no record of a host: it was never armed.
 var ErrUnknown = errors.New("it was never armed")
 
