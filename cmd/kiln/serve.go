@@ -346,7 +346,7 @@ func (s *serving) run(ctx context.Context, reload <-chan os.Signal) error {
 		return nil
 	})
 	g.Go(func() error {
-		s.images.prepare(ctx, s.store)
+		s.watchArmed(ctx)
 		return nil
 	})
 	if s.options.discover {

@@ -64,7 +64,7 @@ func (r *Record) clone() *Record {
 
 // enter brings a record to a stage.
 func (s *Store) enter(r *Record, stage Stage, text string) {
-	r.Stage, r.Since = stage, s.now().UTC()
+	r.Stage, r.Since, r.Problem = stage, s.now().UTC(), ""
 	s.note(r, stage, text)
 }
 
