@@ -19,7 +19,8 @@ import (
 
 // fromDisk ends a script by booting the host's own disk, as the firmware's order of
 // boot has it. A UEFI firmware goes on with its next boot option when iPXE ends
-// without success (after a success it stops in its menu: seen with OVMF). Many
+// without success (after a success it stops in its menu: seen with OVMF); iPXE of 2019
+// can't start a disk there, since its sanboot knows none but those in the network. Many
 // BIOSes don't go on, so iPXE starts their first disk itself; where it can't, it
 // ends, which helps with the others.
 const fromDisk = `iseq ${platform} efi || goto bios
