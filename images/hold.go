@@ -41,16 +41,23 @@ func (s *Store) AddHolder(dir string) error {
 	}
 	// Two who do this at once have a line each: that is what O_APPEND is for.
 	_, err = io.WriteString(f, dir+"\n")
-	if err := errors.Join(err, s.likeStore(f), f.Close()); err != nil {
+	if len(known) == 0 {
+		err = errors.Join(err, s.forAll(f))
+	}
+	if err := errors.Join(err, f.Close()); err != nil {
 		return fmt.Errorf("the store: %w", err)
 	}
 	return nil
 }
 
-// likeStore gives what root has made in a user's store to that user.
-func (s *Store) likeStore(f *os.File) error {
+// forAll has a file that was made read by all who may remove images, whatever the umask,
+// and gives what root has made in a user's store to that user.
+func (s *Store) forAll(f *os.File) error {
 	info, err := os.Stat(s.Dir)
 	if err != nil {
+		return err
+	}
+	if err := f.Chmod(0o644); err != nil {
 		return err
 	}
 	if owner, ok := info.Sys().(*syscall.Stat_t); ok && os.Geteuid() == 0 && owner.Uid != 0 {
