@@ -23,6 +23,30 @@ type armer struct {
 	nomad *cluster.Nomad // nil: isn't asked
 	// elsewhere is that a server has the images, and finds the one that is meant.
 	elsewhere bool
+	// used are what keeps images until the state does, by ID.
+	used map[string]func()
+}
+
+// hold lets nobody remove an image before its host is armed, or the armer is closed.
+func (a *armer) hold(id string) error {
+	if a.used[id] != nil {
+		return nil
+	}
+	release, err := a.store.Use(id)
+	if err != nil {
+		return err
+	}
+	if a.used == nil {
+		a.used = map[string]func(){}
+	}
+	a.used[id] = release
+	return nil
+}
+
+func (a *armer) close() {
+	for _, release := range a.used {
+		release()
+	}
 }
 
 // newArmer makes an armer of a site. Where the site or the environment names a
@@ -43,7 +67,8 @@ func newArmer(site *profiles.Site, askNomad bool) (*armer, error) {
 }
 
 // prepare says what a host is to be armed with: with the image that is meant, or,
-// where none is, with the newest one of its profile. Nothing is changed.
+// where none is, with the newest one of its profile. Nothing is changed, and the image
+// stays until the armer is closed.
 func (a *armer) prepare(ctx context.Context, host, image string) (*state.Arming, error) {
 	p, err := hostPlan(ctx, a.site, host)
 	if err != nil {
@@ -59,6 +84,9 @@ func (a *armer) prepare(ctx context.Context, host, image string) (*state.Arming,
 	if !a.elsewhere {
 		m, err := a.image(p, image)
 		if err != nil {
+			return nil, err
+		}
+		if err := a.hold(m.ID); err != nil {
 			return nil, err
 		}
 		image = m.ID

@@ -50,7 +50,9 @@ func openStore() (*images.Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &images.Store{Dir: filepath.Join(cache, "images")}, nil
+	store := &images.Store{Dir: filepath.Join(cache, "images")}
+	store.Held = func(id string) error { return heldByHosts(store, id) }
+	return store, nil
 }
 
 // findImage finds the image that is meant, as Store.Find does, in the user's store.
@@ -344,7 +346,8 @@ func newImagesRemoveCommand(u *ui.UI) *cobra.Command {
 		Use:   "remove IMAGE…",
 		Short: "Remove images",
 		Long: `Remove removes images, each named by its ID, or the beginning of it. One that is
-booted or exported at the time stays, which is an error.`,
+booted or exported at the time stays, and so does one that hosts are armed or being
+installed with (kiln status), which is an error.`,
 		Example:           "  kiln images remove 4f1c2e9a",
 		Args:              cobra.MinimumNArgs(1),
 		ValidArgsFunction: completeImages,
@@ -399,7 +402,8 @@ func newImagesPruneCommand(u *ui.UI) *cobra.Command {
 		Short: "Remove all but the newest images of each profile",
 		Long: `Prune removes all but the newest images of each profile and definition, and what
 builds have kept that no image is made of any more. What is booted or exported at
-the time stays, and it says so.`,
+the time stays, and what hosts are armed or being installed with (kiln status), and
+it says so.`,
 		Example:           "  kiln images prune --keep 2",
 		Args:              cobra.NoArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
@@ -421,12 +425,12 @@ the time stays, and it says so.`,
 					return err
 				}
 			}
-			removed, used, err := store.Prune(keep)
+			removed, left, err := store.Prune(keep)
 			for _, m := range removed {
 				u.Notef("removed %s (%s on %s)", m.Short(), m.Profile, m.Definition)
 			}
-			for _, m := range used {
-				u.Notef("left %s (%s on %s): it is in use", m.Short(), m.Profile, m.Definition)
+			for _, l := range left {
+				u.Notef("left %s (%s on %s): %v", l.Short(), l.Profile, l.Definition, l.Why)
 			}
 			if err != nil {
 				return err
