@@ -10,7 +10,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/alisw/kiln/cmd/internal/baking"
 	"github.com/alisw/kiln/images"
 	"github.com/alisw/kiln/internal/ui"
 )
@@ -65,7 +64,7 @@ func runDiff(a, b string, asJSON, allFiles bool, u *ui.UI) error {
 }
 
 func diff(a, b string) (*images.Diff, error) {
-	store, err := baking.OpenStore()
+	store, err := openStore()
 	if err != nil {
 		return nil, err
 	}
