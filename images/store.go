@@ -44,6 +44,9 @@ func CacheDir() (string, error) {
 // Store keeps finished images, each in a folder of its ID.
 type Store struct {
 	Dir string
+	// Held, if not nil, tells why an image has to stay that nobody reads at the moment,
+	// with an ErrInUse; nil: it hasn't to. It is asked when nobody can begin to use it.
+	Held func(id string) error
 }
 
 // Path is the place of one of an image's files, or of its folder where name is
@@ -237,8 +240,9 @@ func (s *Store) Sweep() error {
 		if _, err := os.Stat(s.Path(e.Name(), ManifestName)); !errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
-		if err := s.Remove(e.Name()); err != nil && !errors.Is(err, ErrInUse) && !errors.Is(err, fs.ErrNotExist) {
-			return err
+		// What is no image any more is held by nobody.
+		if err := s.remove(e.Name(), nil); err != nil && !errors.Is(err, ErrInUse) && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("removing the image %s: %w", e.Name(), err)
 		}
 	}
 	return nil
@@ -292,8 +296,16 @@ func (s *Store) Use(id string) (release func(), err error) {
 	return func() { f.Close() }, nil
 }
 
-// Remove takes an image away, unless it is in use: then the error is an ErrInUse.
+// Remove takes an image away, unless it is in use, or held: then the error is an
+// ErrInUse.
 func (s *Store) Remove(id string) error {
+	if err := s.remove(id, s.Held); err != nil {
+		return fmt.Errorf("removing the image %s: %w", id, err)
+	}
+	return nil
+}
+
+func (s *Store) remove(id string, held func(id string) error) error {
 	unlock, err := s.lock()
 	if err != nil {
 		return err
@@ -301,28 +313,38 @@ func (s *Store) Remove(id string) error {
 	defer unlock()
 	dir, err := os.Open(s.Path(id, ""))
 	if err != nil {
-		return fmt.Errorf("removing the image %s: %w", id, err)
+		return err
 	}
 	defer dir.Close()
-	switch err := syscall.Flock(int(dir.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); {
-	case errors.Is(err, syscall.EWOULDBLOCK):
-		return fmt.Errorf("removing the image %s: %w, by a kiln boot or a kiln images export: remove it when that has ended", id, ErrInUse)
-	case err != nil:
-		return fmt.Errorf("removing the image %s: %w", id, err)
+	err = syscall.Flock(int(dir.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+	if err != nil && !errors.Is(err, syscall.EWOULDBLOCK) {
+		return err
+	}
+	// Who holds it has more to say than who reads it.
+	if held != nil {
+		if err := held(id); err != nil {
+			return err
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("%w, by a kiln serve, boot, arm or images export: remove it when that has ended", ErrInUse)
 	}
 	// Without a manifest it's no image any more, however far the removal gets.
 	if err := os.Remove(s.Path(id, ManifestName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("removing the image %s: %w", id, err)
+		return err
 	}
-	if err := os.RemoveAll(s.Path(id, "")); err != nil {
-		return fmt.Errorf("removing the image %s: %w", id, err)
-	}
-	return nil
+	return os.RemoveAll(s.Path(id, ""))
+}
+
+// Left is an image that stays, and why.
+type Left struct {
+	*Manifest
+	Why error // an ErrInUse
 }
 
 // Prune removes all but the newest keep images of each profile and definition. It
 // gives what it has removed, and what it has left because it is in use.
-func (s *Store) Prune(keep int) (removed, used []*Manifest, err error) {
+func (s *Store) Prune(keep int) (removed []*Manifest, left []Left, err error) {
 	list, err := s.List()
 	if err != nil {
 		return nil, nil, err
@@ -333,18 +355,18 @@ func (s *Store) Prune(keep int) (removed, used []*Manifest, err error) {
 		if seen[of]++; seen[of] <= keep {
 			continue
 		}
-		switch err := s.Remove(m.ID); {
+		switch err := s.remove(m.ID, s.Held); {
 		case errors.Is(err, ErrInUse):
-			used = append(used, m)
+			left = append(left, Left{m, err})
 		case errors.Is(err, fs.ErrNotExist):
 			// Somebody else was quicker.
 		case err != nil:
-			return removed, used, err
+			return removed, left, fmt.Errorf("removing the image %s: %w", m.ID, err)
 		default:
 			removed = append(removed, m)
 		}
 	}
-	return removed, used, nil
+	return removed, left, nil
 }
 
 // lock keeps others from changing the store.

@@ -2,10 +2,12 @@ package images
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -157,5 +159,35 @@ func TestSweep(t *testing.T) {
 		if _, err := os.Stat(filepath.Join(s.Dir, name)); (err == nil) != stays {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+}
+
+// TestHeld: what somebody else needs stays, with his reason, whether it is read or not.
+func TestHeld(t *testing.T) {
+	s, day := &Store{Dir: filepath.Join(t.TempDir(), "images")}, time.Unix(1_700_000_000, 0)
+	m := put(t, s, "plain", "one", FormatRaw, day)
+	put(t, s, "plain", "two", FormatRaw, day.Add(time.Hour))
+	s.Held = func(id string) error { return fmt.Errorf("%w, by %.4s", ErrInUse, id) }
+	for _, read := range []bool{false, true} {
+		if read {
+			release, err := s.Use(m.ID)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer release()
+		}
+		if err := s.Remove(m.ID); !errors.Is(err, ErrInUse) || !strings.Contains(err.Error(), "by "+m.ID[:4]) {
+			t.Errorf("read %v: %v", read, err)
+		}
+		if removed, left, err := s.Prune(1); err != nil || removed != nil || len(left) != 1 || left[0].ID != m.ID || !errors.Is(left[0].Why, ErrInUse) {
+			t.Errorf("read %v: removed %v, not %v, %v", read, removed, left, err)
+		}
+	}
+	defer syscall.Umask(syscall.Umask(0o077))
+	if err := s.AddHolder(t.TempDir()); err != nil {
+		t.Fatal(err)
+	}
+	if info, err := os.Stat(filepath.Join(s.Dir, holdersName)); err != nil || info.Mode() != 0o644 {
+		t.Errorf("others can't read who holds images: %v, %v", info, err)
 	}
 }

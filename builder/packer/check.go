@@ -158,11 +158,18 @@ func formatOf(name string) (string, error) {
 	switch {
 	case len(head) > 4 && string(head[:4]) == "QFI\xfb":
 		return formatQCOW2, nil
-	case len(head) > 520 && (string(head[512:520]) == "EFI PART" || head[510] == 0x55 && head[511] == 0xaa):
+	case len(head) > 520 && (string(head[512:520]) == "EFI PART" || isBootSector(head) && !isKernel(head)):
 		return formatRaw, nil
 	}
 	return "", nil
 }
+
+// isBootSector tells whether a file begins with a sector that a BIOS would boot:
+// a disk without a GPT has one, which is to be refused, not overlooked.
+func isBootSector(head []byte) bool { return head[510] == 0x55 && head[511] == 0xaa }
+
+// isKernel tells whether it is Linux's, whose first sector looks like a disk's.
+func isKernel(head []byte) bool { return string(head[514:518]) == "HdrS" }
 
 // findings checks a disk; qcow2 is converted for that, beside the file, where
 // there is room for disks.

@@ -126,6 +126,26 @@ func TestCheckNoDisk(t *testing.T) {
 	}
 }
 
+func TestFormatOf(t *testing.T) {
+	sector := strings.Repeat("\x00", 510) + "\x55\xaa"
+	pad := strings.Repeat("\x00", 512)
+	for name, test := range map[string]struct{ content, want string }{
+		"empty": {"", ""}, "short": {"QFI", ""}, "text": {strings.Repeat("text ", 1000), ""}, "kernel": {sector + "\x00\x00HdrS" + pad, ""},
+		"qcow2": {"QFI\xfb\x00\x00\x00\x03", "qcow2"}, "GPT": {sector + "EFI PART" + pad, "raw"}, "MBR": {sector + pad, "raw"},
+	} {
+		file := filepath.Join(t.TempDir(), "file")
+		if err := os.WriteFile(file, []byte(test.content), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := formatOf(file); err != nil || got != test.want {
+			t.Errorf("%s is %q, %v", name, got, err)
+		}
+	}
+	if got, err := formatOf(t.TempDir()); err != nil || got != "" {
+		t.Errorf("a folder is %q, %v", got, err)
+	}
+}
+
 func TestCheckCancelled(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()

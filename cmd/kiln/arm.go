@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/alisw/kiln/images"
 	"github.com/alisw/kiln/internal/ui"
 	"github.com/alisw/kiln/netboot/state"
 	"github.com/alisw/kiln/plan"
@@ -71,6 +72,7 @@ func runArm(ctx context.Context, o *armOptions, args []string, u *ui.UI) error {
 	if err != nil {
 		return err
 	}
+	defer a.close()
 	a.elsewhere = o.server.set()
 	// All are known before the first is armed.
 	var list []*state.Arming
@@ -95,6 +97,11 @@ func runArm(ctx context.Context, o *armOptions, args []string, u *ui.UI) error {
 			return err
 		}
 	}
+	if !o.server.set() {
+		if err := o.holdImages(a.store); err != nil {
+			u.Notef("images that hosts are armed with can be removed: %v", err)
+		}
+	}
 	armed := []*state.Record{}
 	for i, arming := range list {
 		r, err := target.arm(ctx, *arming)
@@ -113,6 +120,16 @@ func runArm(ctx context.Context, o *armOptions, args []string, u *ui.UI) error {
 		return printJSON(u, statusOf(armed))
 	}
 	return nil
+}
+
+// holdImages has the store know of the state, so that nothing is removed there that a
+// host is armed with.
+func (o *armOptions) holdImages(store *images.Store) error {
+	dir, err := o.state.directory()
+	if err != nil {
+		return err
+	}
+	return store.AddHolder(dir)
 }
 
 // armTarget is where hosts are armed and looked at: the state itself, or a server.
@@ -209,6 +226,10 @@ installer is told to stop, and the disk, as far as it is written, doesn't boot.`
 }
 
 func runDisarm(ctx context.Context, o *disarmOptions, args []string, u *ui.UI) error {
+	if !o.server.set() && o.state.missing() {
+		// There is nothing to take back, and none is made for that.
+		return fmt.Errorf("%s: %w: kiln arm does that", args[0], state.ErrUnknown)
+	}
 	target, err := openTarget(&o.state, &o.server)
 	if err != nil {
 		return err

@@ -24,6 +24,30 @@ type armer struct {
 	nomad *cluster.Nomad // nil: isn't asked
 	// elsewhere is that a server has the images, and finds the one that is meant.
 	elsewhere bool
+	// used are what keeps images until the state does, by ID.
+	used map[string]func()
+}
+
+// hold lets nobody remove an image before its host is armed, or the armer is closed.
+func (a *armer) hold(id string) error {
+	if a.used[id] != nil {
+		return nil
+	}
+	release, err := a.store.Use(id)
+	if err != nil {
+		return err
+	}
+	if a.used == nil {
+		a.used = map[string]func(){}
+	}
+	a.used[id] = release
+	return nil
+}
+
+func (a *armer) close() {
+	for _, release := range a.used {
+		release()
+	}
 }
 
 // newArmer makes an armer of a site. Where the site or the environment names a
@@ -31,7 +55,7 @@ type armer struct {
 func newArmer(site *profiles.Site, askNomad bool) (*armer, error) {
 	a := &armer{site: site}
 	var err error
-	if a.store, err = baking.OpenStore(); err != nil {
+	if a.store, err = openStore(); err != nil {
 		return nil, err
 	}
 	if a.keys, err = images.SiteKeys(site.Dir); err != nil {
@@ -44,7 +68,8 @@ func newArmer(site *profiles.Site, askNomad bool) (*armer, error) {
 }
 
 // prepare says what a host is to be armed with: with the image that is meant, or,
-// where none is, with the newest one of its profile. Nothing is changed.
+// where none is, with the newest one of its profile. Nothing is changed, and the image
+// stays until the armer is closed.
 func (a *armer) prepare(ctx context.Context, host, image string) (*state.Arming, error) {
 	p, err := baking.HostPlan(ctx, a.site, host)
 	if err != nil {
@@ -60,6 +85,9 @@ func (a *armer) prepare(ctx context.Context, host, image string) (*state.Arming,
 	if !a.elsewhere {
 		m, err := a.image(p, image)
 		if err != nil {
+			return nil, err
+		}
+		if err := a.hold(m.ID); err != nil {
 			return nil, err
 		}
 		image = m.ID

@@ -102,10 +102,14 @@ func runBuild(ctx context.Context, o *buildOptions, names []string, u *ui.UI) er
 	if err != nil {
 		return err
 	}
-	for i := range builds {
-		builds[i].Formats, builds[i].Events = formats, show.event
+	cache := builds[0].Cache
+	store, err := openStore()
+	if err != nil {
+		return err
 	}
-	cache, store := builds[0].Cache, builds[0].Store
+	for i := range builds {
+		builds[i].Store, builds[i].Formats, builds[i].Events = store, formats, show.event
+	}
 	if err := asOwner(ctx, "kiln build", cache, store); err != nil {
 		return err
 	}

@@ -46,9 +46,20 @@ the newest is meant.`,
 	return cmd
 }
 
+// openStore is the user's store, which keeps what hosts are about to be installed
+// with.
+func openStore() (*images.Store, error) {
+	store, err := baking.OpenStore()
+	if err != nil {
+		return nil, err
+	}
+	store.Held = func(id string) error { return heldByHosts(store, id) }
+	return store, nil
+}
+
 // findImage finds the image that is meant, as Store.Find does, in the user's store.
 func findImage(what string) (*images.Store, *images.Manifest, error) {
-	store, err := baking.OpenStore()
+	store, err := openStore()
 	if err != nil {
 		return nil, nil, err
 	}
@@ -92,7 +103,7 @@ func infoOf(m *images.Manifest, store *images.Store) *imageInfo {
 }
 
 func runImagesList(asJSON bool, u *ui.UI) error {
-	store, err := baking.OpenStore()
+	store, err := openStore()
 	if err != nil {
 		return err
 	}
@@ -130,7 +141,7 @@ func runImagesList(asJSON bool, u *ui.UI) error {
 // completeImages offers the images of the store.
 func completeImages(_ *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
 	var names []string
-	if store, err := baking.OpenStore(); err == nil {
+	if store, err := openStore(); err == nil {
 		list, _ := store.List()
 		for _, m := range list {
 			names = append(names, cobra.CompletionWithDesc(m.Short(), m.Profile+" on "+m.Definition))
@@ -325,12 +336,13 @@ func newImagesRemoveCommand(u *ui.UI) *cobra.Command {
 		Use:   "remove IMAGE…",
 		Short: "Remove images",
 		Long: `Remove removes images, each named by its ID, or the beginning of it. One that is
-booted or exported at the time stays, which is an error.`,
+booted or exported at the time stays, and so does one that hosts are armed or being
+installed with (kiln status), which is an error.`,
 		Example:           "  kiln images remove 4f1c2e9a",
 		Args:              cobra.MinimumNArgs(1),
 		ValidArgsFunction: completeImages,
 		RunE: verb(func(_ context.Context, _ *cobra.Command, args []string) error {
-			store, err := baking.OpenStore()
+			store, err := openStore()
 			if err != nil {
 				return err
 			}
@@ -380,7 +392,8 @@ func newImagesPruneCommand(u *ui.UI) *cobra.Command {
 		Short: "Remove all but the newest images of each profile",
 		Long: `Prune removes all but the newest images of each profile and definition, and what
 builds have kept that no image is made of any more. What is booted or exported at
-the time stays, and it says so.`,
+the time stays, and what hosts are armed or being installed with (kiln status), and
+it says so.`,
 		Example:           "  kiln images prune --keep 2",
 		Args:              cobra.NoArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
@@ -388,7 +401,7 @@ the time stays, and it says so.`,
 			if keep < 0 {
 				return usagef("--keep %d: it's a number of images", keep)
 			}
-			store, err := baking.OpenStore()
+			store, err := openStore()
 			if err != nil {
 				return err
 			}
@@ -402,12 +415,12 @@ the time stays, and it says so.`,
 					return err
 				}
 			}
-			removed, used, err := store.Prune(keep)
+			removed, left, err := store.Prune(keep)
 			for _, m := range removed {
 				u.Notef("removed %s (%s on %s)", m.Short(), m.Profile, m.Definition)
 			}
-			for _, m := range used {
-				u.Notef("left %s (%s on %s): it is in use", m.Short(), m.Profile, m.Definition)
+			for _, l := range left {
+				u.Notef("left %s (%s on %s): %v", l.Short(), l.Profile, l.Definition, l.Why)
 			}
 			if err != nil {
 				return err

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -23,15 +22,7 @@ func TestBootableHosts(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			dir := t.TempDir()
-			for name, text := range map[string]string{"site.yaml": "domain: example.org\n", "hosts.yaml": tt.hosts, "profiles/tiny/profile.yaml": "image: {}\n"} {
-				file := filepath.Join(dir, name)
-				if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
-					t.Fatal(err)
-				}
-				if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
-					t.Fatal(err)
-				}
-			}
+			writeFiles(t, dir, map[string]string{"site.yaml": "domain: example.org\n", "hosts.yaml": tt.hosts, "profiles/tiny/profile.yaml": "image: {}\n"})
 			site, problems, err := profiles.Open(dir)
 			if err != nil || problems.Err() != nil {
 				t.Fatal(err, problems)

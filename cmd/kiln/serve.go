@@ -21,7 +21,6 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/alisw/kiln/cmd/internal/baking"
 	"github.com/alisw/kiln/internal/strictyaml"
 	"github.com/alisw/kiln/internal/ui"
 	"github.com/alisw/kiln/netboot/dashboard"
@@ -67,9 +66,9 @@ By default it stands beside the network's own DHCP server, which gives the
 addresses (--proxy-dhcp). In a lab without one, --dhcp has it give them, too.
 
 http://ADDRESS:8080/ shows where each installation is, as kiln status does. The
-site's files are read again when they change, or at SIGHUP; transfers go on. What
-verify and arm ask of Nomad and Consul is configured by the environment, as for
-kiln verify.
+site's files are read again when they change, or at SIGHUP, which has it read the
+certificate of --tls-cert again, too; transfers go on. What verify and arm ask of
+Nomad and Consul is configured by the environment, as for kiln verify.
 
 It needs root, or CAP_NET_BIND_SERVICE and CAP_NET_RAW. iPXE is the distribution's
 (Debian's package ipxe).`,
@@ -177,14 +176,17 @@ func newServing(ctx context.Context, o *serveOptions, u *ui.UI) (*serving, error
 	}
 	s.dhcp.StateDir = s.dir
 	s.store.Timeouts.FirstBoot = o.firstBoot
-	s.site = &servedSite{options: o.globalOptions, log: s.log, store: s.store, address: o.address, port: int(o.httpPort)}
+	s.site = &servedSite{options: o.globalOptions, log: s.log, store: s.store, state: s.dir, address: o.address, port: int(o.httpPort)}
 	if err := s.site.load(ctx); err != nil {
 		return nil, err
 	}
 	s.dhcp.SetHosts(s.site.registered())
-	images, err := baking.OpenStore()
+	images, err := openStore()
 	if err != nil {
 		return nil, err
+	}
+	if err := images.AddHolder(s.dir); err != nil && !errors.Is(err, fs.ErrNotExist) { // there are no images yet
+		s.log.Warn("images that hosts are armed with can be removed", "error", err)
 	}
 	s.images = &servedImages{store: images, dir: filepath.Join(s.dir, "initramfs"), installer: program, log: s.log}
 	if err := s.newTFTP(); err != nil {
@@ -299,6 +301,23 @@ func (s *serving) newWeb() error {
 	return nil
 }
 
+// renew reads the operator's certificate again. One that isn't sound changes nothing.
+func (s *serving) renew() {
+	if s.options.tlsCert == "" {
+		return
+	}
+	c, err := web.LoadCertificate(s.options.tlsCert, s.options.tlsKey)
+	var pin string
+	if err == nil {
+		pin, err = s.web.Renew(c)
+	}
+	if err != nil {
+		s.log.Error("the files of --tls-cert and --tls-key aren't sound: the certificate that was read before stays", "error", err)
+		return
+	}
+	s.log.Info("the certificate is read", "pin", pin)
+}
+
 // run opens all sockets, and serves until ctx ends: then what runs has half a minute.
 // The site is read again whenever reload has something.
 func (s *serving) run(ctx context.Context, reload <-chan os.Signal) error {
@@ -323,11 +342,11 @@ func (s *serving) run(ctx context.Context, reload <-chan os.Signal) error {
 		})
 	}
 	g.Go(func() error {
-		s.site.watch(ctx, reload, func() { s.dhcp.SetHosts(s.site.registered()) })
+		s.site.watch(ctx, reload, s.renew, func() { s.dhcp.SetHosts(s.site.registered()) })
 		return nil
 	})
 	g.Go(func() error {
-		s.images.prepare(ctx, s.store)
+		s.watchArmed(ctx)
 		return nil
 	})
 	if s.options.discover {

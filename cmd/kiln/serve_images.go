@@ -9,6 +9,7 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"runtime/debug"
@@ -17,7 +18,6 @@ import (
 
 	"github.com/alisw/kiln/images"
 	"github.com/alisw/kiln/netboot/ramdisk"
-	"github.com/alisw/kiln/netboot/state"
 )
 
 // servedImages are the images of the store, as hosts are installed with them.
@@ -32,9 +32,19 @@ type servedImages struct {
 	once sync.Once
 	sum  string // the program's hash: hundreds of hosts at once can't wait for it each
 
-	mu   sync.Mutex
-	used map[string]func() // that keep images from being removed, by ID
+	mu     sync.Mutex
+	used   map[string]func() // that keep images from being removed, by ID
+	broken map[string]broken // images whose initramfs couldn't be made, by ID
 }
+
+// broken is a failure, and until when it is taken for granted.
+type broken struct {
+	err   error
+	until time.Time
+}
+
+// againAfter is when what has failed, and may take many seconds, is tried again.
+const againAfter = time.Minute
 
 // installerProgram finds the installer beside kiln itself, or where it is named.
 func installerProgram(named string) ([]byte, error) {
@@ -69,7 +79,7 @@ func (s *servedImages) Kernel(id string) (*os.File, error) {
 	return s.Open(id, images.NetbootDir+"/vmlinuz")
 }
 
-// use keeps an image from being removed, as long as the server runs.
+// use keeps an image from being removed, until leave.
 func (s *servedImages) use(id string) error {
 	if !images.IsHash(id) {
 		return fs.ErrNotExist
@@ -173,29 +183,45 @@ func (s *servedImages) make(name string, initrd *os.File) error {
 	})
 }
 
-// prepare makes the initramfs of all images that hosts are armed with, so that none
-// has to wait for its own, whenever that changes.
-func (s *servedImages) prepare(ctx context.Context, store *state.Store) {
-	if err := s.tidy(); err != nil {
-		s.log.Warn("what is left of old images can't be removed", "error", err)
-	}
-	told := map[string]bool{}
-	for range store.Watch(ctx) {
-		list, _, err := store.List()
-		if err != nil {
-			continue // whoever serves says so
-		}
-		for _, r := range list {
-			if r.Stage != state.Armed || ctx.Err() != nil {
-				continue
-			}
-			f, err := s.Installer(r.Image)
-			if err == nil {
-				f.Close()
-			} else if !told[r.Image] {
-				told[r.Image] = true
-				s.log.Error("an image that a host is armed with can't be booted", "host", r.Host, "image", r.Image, "error", err)
-			}
+// ready tells whether a host can be installed with an image, and makes what is missing
+// for that, so that no host has to wait for it.
+func (s *servedImages) ready(id string) error {
+	for _, name := range []string{images.ManifestName, images.NetbootDir + "/chunks.json", images.NetbootDir + "/vmlinuz", images.NetbootDir + "/initrd.img"} {
+		if _, err := os.Stat(s.store.Path(id, name)); err != nil {
+			// What is kept is of a folder that is gone: the image may come back.
+			s.leave(func(other string) bool { return other == id })
+			return err
 		}
 	}
+	s.mu.Lock()
+	was := s.broken[id]
+	s.mu.Unlock()
+	if time.Now().Before(was.until) {
+		return was.err
+	}
+	f, err := s.Installer(id)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err != nil {
+		if s.broken == nil {
+			s.broken = map[string]broken{}
+		}
+		s.broken[id] = broken{err, time.Now().Add(againAfter)}
+		return err
+	}
+	delete(s.broken, id)
+	return f.Close()
+}
+
+// leave forgets images, which can be removed again.
+func (s *servedImages) leave(which func(id string) bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for id, release := range s.used {
+		if which(id) {
+			release()
+			delete(s.used, id)
+		}
+	}
+	maps.DeleteFunc(s.broken, func(id string, _ broken) bool { return which(id) })
 }

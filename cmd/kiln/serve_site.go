@@ -32,6 +32,7 @@ type servedSite struct {
 	options *globalOptions
 	log     *slog.Logger
 	store   *state.Store
+	state   string // its directory
 	address string // that hosts reach it at; empty: whichever leads to a host
 	port    int    // of plain HTTP
 	now     atomic.Pointer[siteNow]
@@ -86,22 +87,23 @@ func (s *servedSite) load(ctx context.Context) error {
 const reloadEvery = 5 * time.Second
 
 // watch loads the site anew whenever its files have changed, or now has something,
-// until ctx ends.
-func (s *servedSite) watch(ctx context.Context, now <-chan os.Signal, changed func()) {
+// until ctx ends. asked is called for the latter, and changed once it is loaded.
+func (s *servedSite) watch(ctx context.Context, now <-chan os.Signal, asked, changed func()) {
 	tick := time.NewTicker(reloadEvery)
 	defer tick.Stop()
 	failed := ""
 	for {
-		asked := false
+		must := false
 		select {
 		case <-ctx.Done():
 			return
 		case <-now:
-			asked = true
+			asked()
+			must = true
 		case <-tick.C:
 		}
 		seen := fingerprint(s.now.Load().site.Dir)
-		if !asked && (seen == s.now.Load().seen || seen == failed) {
+		if !must && (seen == s.now.Load().seen || seen == failed) {
 			continue
 		}
 		if err := s.load(ctx); err != nil {
@@ -231,6 +233,7 @@ func (s *servedSite) arm(ctx context.Context, host string, req web.ArmRequest) (
 	if err != nil {
 		return nil, err
 	}
+	defer a.close()
 	arming, err := a.prepare(ctx, host, req.Image)
 	if err != nil {
 		return nil, err
@@ -239,6 +242,9 @@ func (s *servedSite) arm(ctx context.Context, host string, req web.ArmRequest) (
 		return nil, fmt.Errorf("%s isn't armed: the rules for its disks have changed on the server just now", host)
 	}
 	arming.By = req.By
+	if err := a.store.AddHolder(s.state); err != nil {
+		s.log.Warn("images that hosts are armed with can be removed", "error", err)
+	}
 	return s.store.Arm(*arming)
 }
 

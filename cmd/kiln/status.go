@@ -36,7 +36,8 @@ func newStatusCommand(global *globalOptions, u *ui.UI) *cobra.Command {
 
   armed ▶ booted ▶ writing n% ▶ written ▶ first boot ▶ ready
 
-or that it failed, in which of these, and why. With --watch the table stays, and
+or that it failed, in which of these, and why; or that it is armed in vain, as its
+image or its entry in the inventory is gone, and what to do. With --watch the table stays, and
 changes with them, until ^C.`,
 		Example: `  kiln status
   kiln status --watch

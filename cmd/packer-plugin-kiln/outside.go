@@ -94,7 +94,7 @@ func readMessages(r io.Reader, o *packer.BakeOptions, last *message) error {
 func bakeInside(args []string) int {
 	inside, err := userns.Inside()
 	if err == nil && (!inside || len(args) > 0) {
-		err = errors.New("Packer's builder kiln calls this by itself")
+		err = errors.New("this is what Packer's builder kiln calls by itself")
 	}
 	out := &printer{lines: json.NewEncoder(os.Stdout)}
 	// A terminal's ^C comes here, too: the one outside says so, once.

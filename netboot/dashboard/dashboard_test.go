@@ -43,6 +43,9 @@ func TestGolden(t *testing.T) {
 		r.Console = []string{line, "<script>alert(1)</script>", "\x1b[1mbold\x1b[0m"}
 		r.Findings = []string{"nomad-node: no node of that name"}
 	}))
+	f.put(record("build21.example.org", state.Armed, func(r *state.Record) {
+		r.Problem = "the server's inventory has no sound entry of it any more: kiln disarm build21.example.org"
+	}))
 	d := dashboard(f)
 	d.Given, d.Unknown = seed, unknown
 	for name, path := range map[string]string{
@@ -218,6 +221,22 @@ func TestStatic(t *testing.T) {
 		if w := get(t, d, "/static/"+name+"?v=old"); w.Header().Get("Cache-Control") != "no-store" {
 			t.Errorf("%s of another version is kept: %v", name, w.Header())
 		}
+	}
+}
+
+// Among many hosts, too, one that is armed in vain is seen to be.
+func TestTroubleAmongMany(t *testing.T) {
+	f := newFake()
+	for i := range 3 * few {
+		f.put(record(fmt.Sprintf("build%03d.example.org", i), state.Armed, func(r *state.Record) {
+			if i == few {
+				r.Problem = "it isn't in the inventory"
+			}
+		}))
+	}
+	body := get(t, dashboard(f), "/?fragment=1").Body.String()
+	if n := strings.Count(body, "can&#39;t be installed"); n != 1 || !strings.Contains(body, "build024.example.org, armed: it isn&#39;t in the inventory") {
+		t.Errorf("%d hosts can't be installed:\n%.2000s", n, body)
 	}
 }
 

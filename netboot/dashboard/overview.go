@@ -207,6 +207,8 @@ func chipSize(tiles []tile) string {
 		n := utf8.RuneCountInString(tiles[i].Name)
 		if tiles[i].Class == "in-line" {
 			n += len("place 1") // stands beside it
+		} else if tiles[i].Error != "" {
+			n += len(tiles[i].Doing)
 		}
 		longest = max(longest, n)
 	}
@@ -261,9 +263,10 @@ func tileOf(r *state.Record, now time.Time, domain string) tile {
 	if t.Moving {
 		t.Numbers = numbers(r, now)
 	}
-	if r.Stage == state.Failed {
-		t.Error = status.Clean(r.Error)
-	} else if d, ok := status.Silent(r, now); ok {
+	if t.Error = status.Trouble(r); t.Error != "" {
+		return t
+	}
+	if d, ok := status.Silent(r, now); ok {
 		t.Silent = status.Duration(d)
 	}
 	return t

@@ -81,7 +81,7 @@ func (s *Server) Answer(packet []byte, at Where) (*Reply, Reason) {
 	return r, why
 }
 
-// registered finds the host whose packet it is, and tells Seen of those who aren't.
+// registered finds the host whose packet it is, and tells of those who aren't.
 func (s *Server) registered(packet []byte) ([6]byte, *netboot.Host, Reason) {
 	mac, ok := macOf(packet)
 	if !ok {
@@ -92,9 +92,7 @@ func (s *Server) registered(packet []byte) ([6]byte, *netboot.Host, Reason) {
 			return mac, host, 0
 		}
 	}
-	if s.Seen != nil {
-		s.see(packet, mac)
-	}
+	s.strange(packet, mac)
 	return mac, nil, UnknownMAC
 }
 

@@ -29,7 +29,8 @@
 //
 // snponly.efi uses the firmware's own driver of the card that booted, so that it
 // doesn't have to initialise others. Either iPXE waits for an IPv6 router before it
-// goes on: 16 seconds, where the network has none.
+// goes on: 16 seconds, where the network has none. That is in the distribution's
+// program, before anything that it is sent from here.
 //
 // Nothing here decides whether a host is installed: its script does.
 package dhcp
@@ -108,6 +109,7 @@ type Server struct {
 	Now func() time.Time
 
 	hosts  atomic.Pointer[netboot.Hosts]
+	told   netboot.Told[[6]byte] // unknown machines
 	leases leases
 	chains chains
 	faces  []*face

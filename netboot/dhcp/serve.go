@@ -64,6 +64,9 @@ func (s *Server) Listen(ctx context.Context) error {
 		return err
 	}
 	if s.Mode == Full {
+		if err := s.checkRanges(faces); err != nil {
+			return err
+		}
 		if err := s.load(); err != nil {
 			return err
 		}
@@ -115,6 +118,38 @@ func (s *Server) check() error {
 			if other.contains(r.First) || r.contains(other.First) {
 				return fmt.Errorf("ranges %s-%s and %s-%s overlap: no address may be in two", other.First, other.Last, r.First, r.Last)
 			}
+		}
+	}
+	return nil
+}
+
+// checkRanges refuses a range of which no address would ever be given: it is of no
+// interface's network, and of none whose relay could bring requests.
+func (s *Server) checkRanges(faces []*face) error {
+	now := s.now()
+	var networks []netip.Prefix
+	var have []string
+	for _, f := range faces {
+		for _, n := range f.addresses(now) {
+			networks = append(networks, n)
+			have = append(have, fmt.Sprintf("%s has %s", f.Name, n.Masked()))
+		}
+	}
+	for _, r := range s.Ranges {
+		name := r.First.String() + "-" + r.Last.String()
+		near := slices.ContainsFunc(networks, func(n netip.Prefix) bool {
+			if r.Network.IsValid() {
+				return r.Network.Contains(n.Addr())
+			}
+			return n.Contains(r.First) && n.Contains(r.Last)
+		})
+		switch {
+		case near:
+		case r.Network.IsValid():
+			s.log().Info("dhcp: a range is for what relays bring alone: no interface is in its network", "range", name, "network", r.Network.String())
+		default:
+			return fmt.Errorf("range %s is in no interface's network (%s): name a range of one of these, or another interface; if a relay brings the requests, write the length of its network's prefix behind it, as in %[1]s/24",
+				name, strings.Join(have, ", "))
 		}
 	}
 	return nil

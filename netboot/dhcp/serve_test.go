@@ -98,6 +98,34 @@ func TestUnknownMachines(t *testing.T) {
 	}
 }
 
+// TestUnknownMachinesAreLoggedOnce: who asks without an end doesn't fill the log.
+func TestUnknownMachinesAreLoggedOnce(t *testing.T) {
+	s, _ := newServer(t, Proxy)
+	var log bytes.Buffer
+	s.Log = slog.New(slog.NewTextHandler(&log, nil))
+	boots, laptop := message(t, unknown, discover, text(60, "PXEClient:Arch:00007:UNDI:003016")), message(t, "52:54:00:77:00:97", discover)
+	for range 100 {
+		s.Answer(boots, here)
+		s.Answer(laptop, here)
+	}
+	if n := strings.Count(log.String(), "\n"); n != 1 || !strings.Contains(log.String(), "level=INFO") || !strings.Contains(log.String(), unknown) {
+		t.Errorf("%d lines:\n%.1000s", n, log.String())
+	}
+	log.Reset()
+	for i := range 5000 {
+		s.Answer(message(t, plan.MAC(fmt.Sprintf("02:00:00:00:%02x:%02x", i>>8, i&255)), discover, text(60, "PXEClient")), here)
+	}
+	if n := strings.Count(log.String(), "\n"); n < 2 || n > 1025 || !strings.Contains(log.String(), "no more of them are logged") {
+		t.Errorf("%d lines for 5000 invented MACs", n)
+	}
+	s.Log = slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	log.Reset()
+	s.Answer(boots, here)
+	if !strings.Contains(log.String(), "level=DEBUG") || !strings.Contains(log.String(), unknown) {
+		t.Errorf("with all of the log: %q", log.String())
+	}
+}
+
 // TestOwnAddress: an interface may have several.
 func TestOwnAddress(t *testing.T) {
 	for _, c := range []struct {
@@ -145,6 +173,56 @@ func TestServerRefuses(t *testing.T) {
 			t.Errorf("%v, not %q", err, text)
 		}
 	}
+}
+
+// TestRangeOfNoNetwork: a server that would never give an address doesn't start;
+// one that gives them through a relay does.
+func TestRangeOfNoNetwork(t *testing.T) {
+	now := &clock{time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)}
+	faces := []*face{
+		{Interface: net.Interface{Name: "lab0"}, networks: []netip.Prefix{netip.MustParsePrefix("10.0.0.1/24"), netip.MustParsePrefix("192.0.2.1/28")}, read: now.Time},
+		{Interface: net.Interface{Name: "lab1"}, networks: []netip.Prefix{netip.MustParsePrefix("10.1.0.1/16")}, read: now.Time},
+	}
+	for text, want := range map[string]string{
+		"10.0.0.100-10.0.0.200":          "",
+		"10.1.7.100-10.1.9.200":          "",
+		"192.0.2.2-192.0.2.14":           "",
+		"198.51.100.10-198.51.100.0/24":  "ends before",
+		"198.51.100.10-198.51.100.20":    "range 198.51.100.10-198.51.100.20 is in no interface's network (lab0 has 10.0.0.0/24, lab0 has 192.0.2.0/28, lab1 has 10.1.0.0/16): name a range of one of these, or another interface; if a relay brings the requests, write the length of its network's prefix behind it, as in 198.51.100.10-198.51.100.20/24",
+		"192.0.2.2-192.0.2.100":          "is in no interface's network", // nor all of it in one
+		"198.51.100.10-198.51.100.20/24": "",                             // relayed
+		"10.0.0.100-10.0.0.200/24":       "",
+	} {
+		r, err := ParseRange(text)
+		if err == nil {
+			s := &Server{Mode: Full, Now: now.now, Ranges: []Range{r}, Log: slog.New(slog.DiscardHandler)}
+			err = s.checkRanges(faces)
+		}
+		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, not %q", text, err, want)
+		}
+	}
+	lo := loopback(t)
+	s := &Server{Mode: Full, Interfaces: []string{lo}, StateDir: t.TempDir(), Log: slog.New(slog.DiscardHandler), Ranges: []Range{{First: netip.MustParseAddr("192.0.2.10"), Last: netip.MustParseAddr("192.0.2.20")}}}
+	if err := s.Listen(t.Context()); err == nil || !strings.Contains(err.Error(), "192.0.2.10-192.0.2.20 is in no interface's network ("+lo+" has 127.0.0.0/8") {
+		t.Errorf("listening: %v", err)
+	}
+}
+
+// loopback is the name of the interface that every machine has.
+func loopback(t *testing.T) string {
+	t.Helper()
+	all, err := net.Interfaces()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, i := range all {
+		if i.Flags&net.FlagLoopback != 0 {
+			return i.Name
+		}
+	}
+	t.Fatal("there is no loopback interface")
+	return ""
 }
 
 // TestCountersHaveAll: a counter that is there from the beginning can be alerted on.

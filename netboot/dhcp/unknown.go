@@ -1,9 +1,12 @@
 package dhcp
 
 import (
+	"bytes"
 	"cmp"
+	"context"
 	"encoding/binary"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"slices"
 	"strings"
@@ -26,11 +29,36 @@ type Unknown struct {
 	Time     time.Time  `json:"time"`           // when it asked last
 }
 
-// see tells Seen of an unknown machine.
-func (s *Server) see(packet []byte, mac [6]byte) {
+// strange tells the log, and Seen, of an unknown machine that wants to boot: the log
+// has its first packet, and others only if it has all there is.
+func (s *Server) strange(packet []byte, mac [6]byte) {
 	if mac[0]&1 != 0 || mac == [6]byte{} {
 		return
 	}
+	if s.Seen != nil {
+		s.see(packet, mac)
+	}
+	// Parsing it all would cost too much for what nobody will be told.
+	if !bytes.Contains(packet, []byte("PXEClient")) && !bytes.Contains(packet, []byte("HTTPClient")) {
+		return
+	}
+	first, last := s.told.First(mac, s.now())
+	level := slog.LevelDebug
+	if first {
+		level = slog.LevelInfo
+	}
+	l := s.log()
+	if !l.Enabled(context.Background(), level) {
+		return
+	}
+	l.Log(context.Background(), level, "dhcp: not answered: a machine that isn't in the inventory wants to boot", "mac", string(planMAC(mac)))
+	if last {
+		l.Info("dhcp: many such machines have asked: no more of them are logged for a day; the metrics count their packets")
+	}
+}
+
+// see tells Seen of an unknown machine.
+func (s *Server) see(packet []byte, mac [6]byte) {
 	p, err := dhcpv4.FromBytes(packet)
 	if err != nil {
 		return

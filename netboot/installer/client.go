@@ -69,6 +69,7 @@ type Client struct {
 // NewClient is a client of the server that Boot names.
 func NewClient(b Boot) *Client {
 	config := protocol.PinnedTLS(b.Pin)
+	config.ServerName = protocol.ServerName(b.Pin)
 	verify := config.VerifyConnection
 	config.VerifyConnection = func(s tls.ConnectionState) error {
 		if err := verify(s); err != nil {

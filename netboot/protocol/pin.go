@@ -35,3 +35,7 @@ func PinnedTLS(pin string) *tls.Config {
 		},
 	}
 }
+
+// ServerName is the name by which a client asks for the certificate of the key that
+// it has pinned: the server may have another by now.
+func ServerName(pin string) string { return pin[:min(len(pin), 32)] + ".pin.kiln" }

@@ -38,7 +38,7 @@ func (s *Store) Arm(a Arming) (*Record, error) {
 			return nil, fmt.Errorf("arming %s: %q is no MAC address in the usual spelling", a.Host, m)
 		}
 	}
-	return s.change(a.Host, func(r *Record) (outcome, error) {
+	return s.begin(a.Host, func(r *Record) (outcome, error) {
 		if r.Running() {
 			return keep, fmt.Errorf("%s is being installed (%s): kiln disarm %s ends that", a.Host, r.State(), a.Host)
 		}
@@ -56,8 +56,6 @@ func (s *Store) Arm(a Arming) (*Record, error) {
 func (s *Store) Disarm(host, by string) (*Record, error) {
 	return s.change(host, func(r *Record) (outcome, error) {
 		switch r.Stage {
-		case "":
-			return keep, fmt.Errorf("%s: %w", host, ErrUnknown)
 		case Armed:
 			s.enter(r, Disarmed, "disarmed by "+by)
 		case Booted, Writing:

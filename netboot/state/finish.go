@@ -65,6 +65,27 @@ func (s *Store) Ready(host, install string) (*Record, error) {
 	})
 }
 
+// Problem stores why an armed host wouldn't be installed, if it booted now; empty: it
+// would. It stays armed. changed is that this is another than before.
+func (s *Store) Problem(host, install, text string) (changed bool, err error) {
+	text = clean(text)
+	_, err = s.ofInstall(host, install, func(r *Record) (outcome, error) {
+		switch {
+		case r.Stage != Armed:
+			return keep, fmt.Errorf("%s is %s: %w", r.Host, r.State(), errOver)
+		case text == r.Problem:
+			return keep, nil
+		case text == "":
+			s.note(r, "", "it can be installed again")
+		default:
+			s.note(r, "", text)
+		}
+		r.Problem, changed = text, true
+		return save, nil
+	})
+	return changed && err == nil, err
+}
+
 // Fail ends an installation for a reason that the server has found.
 func (s *Store) Fail(host, install, text string) (*Record, error) {
 	return s.ofInstall(host, install, func(r *Record) (outcome, error) {

@@ -25,6 +25,9 @@ const (
 // Running tells whether a host has the installer, or may have it.
 func (r *Record) Running() bool { return r.Stage == Booted || r.Stage == Writing }
 
+// NeedsImage tells whether its image is installed, or will be at its next boot.
+func (r *Record) NeedsImage() bool { return r.Stage == Armed || r.Running() }
+
 // Percent is how much of the disk is written.
 func (r *Record) Percent() int {
 	if r.Total <= 0 || r.Done <= 0 {
@@ -61,7 +64,7 @@ func (r *Record) clone() *Record {
 
 // enter brings a record to a stage.
 func (s *Store) enter(r *Record, stage Stage, text string) {
-	r.Stage, r.Since = stage, s.now().UTC()
+	r.Stage, r.Since, r.Problem = stage, s.now().UTC(), ""
 	s.note(r, stage, text)
 }
 

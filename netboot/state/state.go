@@ -40,6 +40,8 @@ type Record struct {
 	// FailedAt is the stage that it failed in, and Error why; only with Failed.
 	FailedAt Stage  `json:"failed_at,omitempty"`
 	Error    string `json:"error,omitempty"`
+	// Problem is why the server wouldn't install it now; only with Armed.
+	Problem string `json:"problem,omitempty"`
 	// Done and Total are bytes of the disk.
 	Done  int64 `json:"done,omitempty"`
 	Total int64 `json:"total,omitempty"`

@@ -194,6 +194,38 @@ func TestRedeem(t *testing.T) {
 	}
 }
 
+// TestProblem: what keeps an armed host from being installed is told until it is over.
+func TestProblem(t *testing.T) {
+	s, _ := open(t)
+	bring(t, s, Armed)
+	problem := func(text string) {
+		t.Helper()
+		for i := range 2 {
+			if changed, err := s.Problem(host, get(t, s).Install, text); err != nil || changed != (i == 0) {
+				t.Fatal(changed, err)
+			}
+		}
+		if r := get(t, s); !strings.HasPrefix(text, r.Problem) || (r.Problem == "") != (text == "") || r.Stage != Armed {
+			t.Errorf("it is %s, %q", r.State(), r.Problem)
+		}
+	}
+	problem("its image is gone")
+	problem("")
+	problem("it isn't in the inventory" + strings.Repeat("x", maxText))
+	if n := len(get(t, s).History); n != 4 { // and that it was armed
+		t.Errorf("its history has %d lines", n)
+	}
+	if _, err := s.Problem(host, "another", "x"); err == nil {
+		t.Error("another installation's problem is taken")
+	}
+	if _, err := s.Disarm(host, "bob"); err != nil || get(t, s).Problem != "" {
+		t.Errorf("disarmed, with %q: %v", get(t, s).Problem, err)
+	}
+	if _, err := s.Problem(host, get(t, s).Install, "x"); err == nil {
+		t.Error("a host that isn't armed has a problem")
+	}
+}
+
 func TestRecordsHaveNoSecret(t *testing.T) {
 	s, _ := open(t)
 	token, session := bring(t, s, Writing)

@@ -84,8 +84,20 @@ func Open(dir string) (*Store, error) {
 	return &Store{files: d, where: d.path("")}, nil
 }
 
+// Look opens the store in a directory for who only looks: it makes nothing. The error
+// is an fs.ErrNotExist where there is none.
+func Look(dir string) (*Store, error) {
+	d := disk{filepath.Clean(dir)}
+	if _, err := d.statDir(); err != nil {
+		return nil, fmt.Errorf("the state of installations: %w", err)
+	}
+	return &Store{files: d, where: d.path("")}, nil
+}
+
 // ErrUnknown is that there is no record of a host: it was never armed.
 var ErrUnknown = errors.New("it was never armed")
+
+func neverArmed(host string) error { return fmt.Errorf("%s: %w: kiln arm does that", host, ErrUnknown) }
 
 // DamagedError is that a record can't be read. Its host isn't installed until the
 // file is gone, and it is armed again.
@@ -171,7 +183,7 @@ func (s *Store) hosts() ([]string, error) {
 func (s *Store) load(host string) (*Record, version, error) {
 	v, err := s.files.stat(host + suffix)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, version{}, fmt.Errorf("%s: %w: kiln arm does that", host, ErrUnknown)
+		return nil, version{}, neverArmed(host)
 	}
 	if err != nil {
 		return nil, version{}, fmt.Errorf("the record of %s: %w", host, err)
@@ -187,7 +199,7 @@ func (s *Store) load(host string) (*Record, version, error) {
 	}
 	data, v, err := s.files.read(host + suffix)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, version{}, fmt.Errorf("%s: %w: kiln arm does that", host, ErrUnknown)
+		return nil, version{}, neverArmed(host)
 	}
 	if e := s.settle(); e != nil {
 		return nil, version{}, fmt.Errorf("the record of %s: %w", host, e)
@@ -238,8 +250,25 @@ func (s *Store) settle() error {
 
 // change changes a host's record: do gets a copy, and says whether it is to be
 // stored (save), may wait (later), or stays as it was (keep). Whatever error do
-// gives is returned after that. Where there is no record, do gets an empty one.
+// gives is returned after that. Where there is no record, that is an ErrUnknown.
 func (s *Store) change(host string, do func(r *Record) (outcome, error)) (*Record, error) {
+	if err := checkName(host); err != nil {
+		return nil, err
+	}
+	// Before the lock, whose file would stay behind.
+	if _, _, err := s.load(host); errors.Is(err, ErrUnknown) {
+		return nil, err
+	}
+	return s.begin(host, func(r *Record) (outcome, error) {
+		if r.Host == "" { // it was moved away meanwhile
+			return keep, neverArmed(host)
+		}
+		return do(r)
+	})
+}
+
+// begin is change, for a host that has no record yet, too: do gets an empty one.
+func (s *Store) begin(host string, do func(r *Record) (outcome, error)) (*Record, error) {
 	if err := checkName(host); err != nil {
 		return nil, err
 	}
@@ -357,6 +386,12 @@ func (s *Store) flush(age time.Duration) error {
 			}
 			return save, nil
 		})
+		if errors.Is(e, ErrUnknown) { // its record was moved away
+			s.mu.Lock()
+			delete(s.pending, h)
+			s.mu.Unlock()
+			continue
+		}
 		err = errors.Join(err, e)
 	}
 	return err

@@ -368,3 +368,42 @@ func TestNoName(t *testing.T) {
 		}
 	}
 }
+
+// TestNeverArmed: who asks about a host that was never armed leaves nothing.
+func TestNeverArmed(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "state")
+	s, err := Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Disarm(host, "bob"); !errors.Is(err, ErrUnknown) {
+		t.Errorf("disarming it: %v", err)
+	}
+	if _, err := s.Fail(host, "x", "a test"); !errors.Is(err, ErrUnknown) {
+		t.Errorf("failing it: %v", err)
+	}
+	for _, name := range []string{recordsDir, locksDir} {
+		if left, err := os.ReadDir(filepath.Join(dir, name)); err != nil || len(left) > 0 {
+			t.Errorf("%s has %v, %v", name, left, err)
+		}
+	}
+}
+
+// TestMovedAway: progress of a record that somebody has moved away isn't stored.
+func TestMovedAway(t *testing.T) {
+	s, _ := open(t)
+	_, session := bring(t, s, Writing)
+	if err := s.Place(session, 3); err != nil {
+		t.Fatal(err)
+	}
+	name := filepath.Join(s.where, host+suffix)
+	if err := os.Remove(name); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Flush(); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(name); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("it is there again: %v", err)
+	}
+}

@@ -69,6 +69,17 @@ func Word(r *state.Record) string {
 	return Clean(string(r.Stage))
 }
 
+// Trouble is why a host has failed, or, while it is armed, wouldn't be installed.
+func Trouble(r *state.Record) string {
+	switch r.Stage {
+	case state.Failed:
+		return Clean(r.Error)
+	case state.Armed:
+		return Clean(r.Problem)
+	}
+	return ""
+}
+
 // Percent is how much of the disk is written, from 0 to 100, while that is what
 // is being done or where it failed. It is 100 once all is written, never before.
 func Percent(r *state.Record) (percent int, ok bool) {
@@ -123,6 +134,8 @@ func Doing(r *state.Record) string {
 	switch {
 	case GroupOf(r) == InLine:
 		return fmt.Sprintf("place %d", r.Place)
+	case r.Stage == state.Armed && r.Problem != "":
+		return "can't be installed"
 	case r.Stage == state.Armed:
 		return "waits to be switched on"
 	case r.Stage == state.Written:
@@ -152,8 +165,9 @@ var steps = map[protocol.Step]string{
 }
 
 // Sort brings records into the order of the attention that they want: failed
-// ones first, the last to fail at the top; those in line by their place; the
-// others by name, so that they stay where they are while they go on.
+// ones first, the last to fail at the top; those in line by their place; armed ones
+// that can't be installed before those that can; the others by name, so that they
+// stay where they are while they go on.
 func Sort(records []state.Record) {
 	slices.SortStableFunc(records, func(a, b state.Record) int {
 		ga, gb := GroupOf(&a), GroupOf(&b)
@@ -168,6 +182,13 @@ func Sort(records []state.Record) {
 		case InLine:
 			if c := cmp.Compare(a.Place, b.Place); c != 0 {
 				return c
+			}
+		case Armed:
+			if troubled := Trouble(&a) != ""; troubled != (Trouble(&b) != "") {
+				if troubled {
+					return -1
+				}
+				return 1
 			}
 		}
 		return Natural(a.Host, b.Host)

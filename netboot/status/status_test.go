@@ -33,6 +33,7 @@ func some() []state.Record {
 		{Host: "build4.example.org", Image: image, Stage: state.Failed, FailedAt: state.Writing, Done: 3 * gib, Total: 10 * gib, Since: ago(4 * time.Hour), Error: "write: chunk 17 of 2560: the server's hash is another\x1b[31m: /dev/sda may be broken\nor the server's store"},
 		{Host: "build5.example.org", Image: image, Stage: state.Failed, FailedAt: state.Booted, Since: ago(12 * time.Minute), Error: "disk: 2 disks fit: S3X1, S3X2"},
 		{Host: "build6.example.org", Image: image, Stage: state.Armed, Since: ago(15 * time.Minute)},
+		{Host: "build60.example.org", Image: image, Stage: state.Armed, Since: ago(20 * time.Minute), Problem: "its image 3f2a91c0b7de is gone from /var/cache/kiln/images: kiln build alissandra --format netboot"},
 		{Host: "build7.example.org", Image: image, Stage: state.FirstBoot, Since: ago(40 * time.Second), Findings: []string{"consul-node: no node of that name", "x"}},
 		{Host: "build8.example.org", Image: image, Stage: state.Writing, Done: 1 * gib, Total: 10 * gib, Step: "write", Since: ago(3 * time.Minute), Heard: ago(50 * time.Second)},
 		{Host: "old.example.org", Image: image, Stage: state.Disarmed, Since: ago(100 * 24 * time.Hour)},

@@ -74,7 +74,7 @@ func below(r *state.Record, now time.Time, o Options) string {
 	}
 	var b strings.Builder
 	for _, line := range wrap(lastError(r, now), o.Width-len(separator), errorLines) {
-		if o.Color && r.Stage == state.Failed {
+		if o.Color && Trouble(r) != "" {
 			line = "\x1b[" + red + "m" + line + "\x1b[0m"
 		}
 		b.WriteString(separator + line + "\n")
@@ -121,10 +121,10 @@ func progress(r *state.Record, now time.Time, bars bool) string {
 	return text
 }
 
-// lastError is why a host failed; a host that doesn't speak has an error coming.
+// lastError is why a host failed, or can't be installed; a host that doesn't speak has an error coming.
 func lastError(r *state.Record, now time.Time) string {
-	if r.Stage == state.Failed {
-		return Clean(r.Error)
+	if t := Trouble(r); t != "" {
+		return t
 	}
 	if d, ok := Silent(r, now); ok {
 		return "silent for " + Duration(d)

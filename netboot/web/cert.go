@@ -9,9 +9,11 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"math/big"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/alisw/kiln/netboot/protocol"
@@ -88,11 +90,65 @@ func Pin(c tls.Certificate) (string, error) {
 	return protocol.Pin(leaf), nil
 }
 
-// pin is the server's own.
-func (s *Server) pin() string {
-	pin, err := Pin(s.Certificate)
-	if err != nil {
-		s.Log.Error("installers won't believe this server", "error", err)
+// maxCertificates bounds those that are kept.
+const maxCertificates = 8
+
+// certificates are the one that is shown, and those before it: who has pinned the key
+// of an earlier one still gets that.
+type certificates struct {
+	mu   sync.RWMutex
+	list []pinned // the first is shown
+}
+
+type pinned struct {
+	tls.Certificate
+	pin string
+}
+
+// Renew shows another certificate from now on, and gives its pin. An installer that was
+// given an earlier one's goes on with that.
+func (s *Server) Renew(c tls.Certificate) (pin string, err error) {
+	s.init()
+	if pin, err = Pin(c); err != nil {
+		return "", err
 	}
-	return pin
+	s.certificates.put(pinned{c, pin})
+	return pin, nil
+}
+
+func (l *certificates) put(c pinned) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	list := []pinned{c}
+	for _, old := range l.list {
+		if old.pin != c.pin && len(list) < maxCertificates {
+			list = append(list, old)
+		}
+	}
+	l.list = list
+}
+
+// get is tls.Config's GetCertificate.
+func (l *certificates) get(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	for i := range l.list {
+		if hello.ServerName == protocol.ServerName(l.list[i].pin) {
+			return &l.list[i].Certificate, nil
+		}
+	}
+	if len(l.list) == 0 {
+		return nil, errors.New("the server has no certificate")
+	}
+	return &l.list[0].Certificate, nil
+}
+
+// pin is what installers are to know the server by.
+func (s *Server) pin() string {
+	s.certificates.mu.RLock()
+	defer s.certificates.mu.RUnlock()
+	if len(s.certificates.list) == 0 {
+		return "" // init has said so
+	}
+	return s.certificates.list[0].pin
 }

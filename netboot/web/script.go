@@ -3,11 +3,13 @@ package web
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/alisw/kiln/netboot"
 	"github.com/alisw/kiln/netboot/protocol"
@@ -17,7 +19,8 @@ import (
 
 // fromDisk ends a script by booting the host's own disk, as the firmware's order of
 // boot has it. A UEFI firmware goes on with its next boot option when iPXE ends
-// without success (after a success it stops in its menu: seen with OVMF). Many
+// without success (after a success it stops in its menu: seen with OVMF); iPXE of 2019
+// can't start a disk there, since its sanboot knows none but those in the network. Many
 // BIOSes don't go on, so iPXE starts their first disk itself; where it can't, it
 // ends, which helps with the others.
 const fromDisk = `iseq ${platform} efi || goto bios
@@ -37,15 +40,12 @@ func (s *Server) script(w http.ResponseWriter, r *http.Request) {
 	}
 	mac, err := plan.ParseMAC(r.PathValue("mac"))
 	if err != nil {
-		s.counts.scripts("unknown").Inc()
-		http.NotFound(w, r)
+		s.stranger(w, r, "")
 		return
 	}
 	host, ok := s.Hosts().ByMAC(mac)
 	if !ok {
-		s.counts.scripts("unknown").Inc()
-		s.Log.Info("an unknown host asks what to boot", "mac", mac, "address", source(r))
-		http.NotFound(w, r)
+		s.stranger(w, r, mac)
 		return
 	}
 	log := s.Log.With("host", host.Name, "mac", mac, "address", source(r))
@@ -69,6 +69,23 @@ func (s *Server) script(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Cache-Control", "no-store")
 	w.Header().Set("Content-Length", strconv.Itoa(len(text)))
 	w.Write([]byte(text))
+}
+
+// stranger answers who isn't in the inventory, and tells the log of each once: there
+// is no end to what they ask.
+func (s *Server) stranger(w http.ResponseWriter, r *http.Request, mac plan.MAC) {
+	s.counts.scripts("unknown").Inc()
+	first, last := s.strangers.First(mac, time.Now())
+	level := slog.LevelDebug
+	if first {
+		level = slog.LevelInfo
+	}
+	s.Log.Log(r.Context(), level, "an unknown host asks what to boot", "mac", mac, "address", source(r))
+	if last {
+		s.Log.Info("many unknown hosts have asked: no more of them are logged for a day; the metrics count them")
+	}
+	quiet(w)
+	http.NotFound(w, r)
 }
 
 // boot asks the state, once it is sure that what would be booted is there.

@@ -38,7 +38,7 @@ func (s *Server) Serve(ctx context.Context, plain, secure net.Listener) error {
 	defer cancel()
 	servers := []*http.Server{s.server(ctx, s.Plain()), s.server(ctx, s.TLS())}
 	secure = tls.NewListener(secure, &tls.Config{
-		Certificates: []tls.Certificate{s.Certificate}, MinVersion: tls.VersionTLS13, NextProtos: []string{"http/1.1"},
+		GetCertificate: s.certificates.get, MinVersion: tls.VersionTLS13, NextProtos: []string{"http/1.1"},
 	})
 	errs := make(chan error, 3)
 	var wg sync.WaitGroup
@@ -235,7 +235,7 @@ func (s *Server) logged(name string, h http.Handler) http.Handler {
 		h.ServeHTTP(seen, r)
 		s.counts.requests(name, seen.status).Inc()
 		level := slog.LevelDebug
-		if seen.status >= http.StatusBadRequest {
+		if seen.status >= http.StatusBadRequest && !seen.quiet {
 			level = slog.LevelInfo
 		}
 		s.Log.Log(r.Context(), level, "request", "server", name, "route", r.Pattern, "method", r.Method,
@@ -285,6 +285,15 @@ type observed struct {
 	http.ResponseWriter
 	status int
 	wrote  bool
+	quiet  bool // its refusal isn't worth a line
+}
+
+// quiet keeps a request out of the log that anybody can send without an end, and
+// that has been told of.
+func quiet(w http.ResponseWriter) {
+	if o, ok := w.(*observed); ok {
+		o.quiet = true
+	}
 }
 
 func (o *observed) WriteHeader(status int) {

@@ -25,6 +25,7 @@ import (
 	"github.com/alisw/kiln/netboot"
 	"github.com/alisw/kiln/netboot/protocol"
 	"github.com/alisw/kiln/netboot/state"
+	"github.com/alisw/kiln/plan"
 )
 
 // Images has the files of images, by their IDs. An fs.ErrNotExist is that there is
@@ -65,7 +66,7 @@ type Server struct {
 	// Metrics gives those of the other servers: DHCP, TFTP.
 	Metrics func() []Metric
 
-	// Certificate is the HTTPS server's: see Certificate.
+	// Certificate is the HTTPS server's at first: see Certificate, and Renew.
 	Certificate tls.Certificate
 	// OperatorToken is what operators show: see OperatorToken. Empty: nobody is one.
 	OperatorToken string
@@ -88,6 +89,10 @@ type Server struct {
 	line      *queue
 	counts    *counters
 	guesses   guesses
+	strangers netboot.Told[plan.MAC]
+
+	certificates certificates
+
 	plainPort int
 	tlsPort   int
 	patience  time.Duration // 0: answerTime
@@ -104,6 +109,11 @@ func (s *Server) init() {
 		}
 		s.line = &queue{max: s.Writers}
 		s.counts = s.newCounters()
+		if pin, err := Pin(s.Certificate); err != nil {
+			s.Log.Error("installers won't believe this server", "error", err)
+		} else {
+			s.certificates.put(pinned{s.Certificate, pin})
+		}
 		s.resume()
 	})
 }
@@ -118,8 +128,9 @@ func (s *Server) Plain() http.Handler {
 	mux.HandleFunc("GET /images/{id}/{name...}", s.imageFile)
 	mux.HandleFunc("POST "+protocol.PathFirstBoot+"{install}", s.firstBoot)
 	mux.HandleFunc("POST /api/v1/hosts/{host}/{verb}", onlyTLS)
-	mux.HandleFunc(protocol.PathRedeem, onlyTLS)
-	mux.HandleFunc(protocol.PathSeed, onlyTLS)
+	for _, path := range []string{protocol.PathRedeem, protocol.PathTurn, protocol.PathReport, protocol.PathSeed, protocol.PathWritten} {
+		mux.HandleFunc(path, onlyTLS)
+	}
 	s.both(mux)
 	return s.logged("http", mux)
 }

@@ -153,8 +153,10 @@ func TestRefusals(t *testing.T) {
 			t.Errorf("GET %s: %d", path, status)
 		}
 	}
-	if status, _ := l.ask("POST", l.plain+protocol.PathRedeem, "", nil); status != 403 {
-		t.Errorf("redeeming over plain HTTP: %d", status)
+	for _, path := range []string{protocol.PathRedeem, protocol.PathTurn, protocol.PathReport, protocol.PathSeed, protocol.PathWritten} {
+		if status, text := l.ask("POST", l.plain+path, "", nil); status != 403 || !strings.Contains(text, "over HTTPS only") {
+			t.Errorf("%s over plain HTTP: %d %s", path, status, text)
+		}
 	}
 	// Too many wrong ones. What was counted above are three.
 	for range maxWrong {
@@ -162,6 +164,67 @@ func TestRefusals(t *testing.T) {
 	}
 	if status, _ := nobody.redeem(); status != 429 {
 		t.Errorf("after %d wrong tokens: %d", maxWrong, status)
+	}
+}
+
+// TestUnknownHostIsLoggedOnce: who asks without an end doesn't fill the log, and is
+// counted.
+func TestUnknownHostIsLoggedOnce(t *testing.T) {
+	l := newLab(t, 1)
+	ask := func(mac string, times int) (lines int) {
+		before := strings.Count(l.log.String(), "level=INFO")
+		for range times {
+			if status, _ := l.ask("GET", l.plain+"/boot/"+mac+"/script.ipxe", "", nil); status != 404 {
+				t.Fatalf("%s: %d", mac, status)
+			}
+		}
+		return strings.Count(l.log.String(), "level=INFO") - before
+	}
+	if n := ask("52-54-00-00-00-99", 50); n != 1 {
+		t.Errorf("one unknown host makes %d lines", n)
+	}
+	if n := ask("nonsense", 50); n != 1 {
+		t.Errorf("what is no MAC makes %d lines", n)
+	}
+	if n := l.scrape()[`kiln_netboot_scripts_total{answer="unknown"}`]; n != 100 {
+		t.Errorf("%v are counted", n)
+	}
+}
+
+// TestRenew: hosts that boot are told of the new key, and an installer that was told of
+// the old one goes on with it.
+func TestRenew(t *testing.T) {
+	l := newLab(t, 2)
+	l.arm("node1")
+	i := l.boot(1)
+	old := i.args[protocol.ParamPin]
+	pin := must(l.Renew(must(Certificate(t.TempDir()))))
+	l.arm("node2")
+	if got := l.boot(2).args[protocol.ParamPin]; got != pin || pin == old {
+		t.Errorf("the next host is told of %s, not %s, after %s", got, pin, old)
+	}
+	shown := func(name, pin string) error {
+		config := protocol.PinnedTLS(pin)
+		config.ServerName = name
+		c, err := tls.Dial("tcp", strings.TrimPrefix(l.secure, "https://"), config)
+		if err == nil {
+			c.Close()
+		}
+		return err
+	}
+	for name, pin := range map[string]string{"": pin, "boot.example.org": pin, protocol.ServerName(pin): pin, protocol.ServerName(old): old} {
+		if err := shown(name, pin); err != nil {
+			t.Errorf("who asks for %q: %v", name, err)
+		}
+	}
+	for range 2 * maxCertificates {
+		must(l.Renew(must(Certificate(t.TempDir()))))
+	}
+	if n := len(l.certificates.list); n != maxCertificates {
+		t.Errorf("%d certificates are kept", n)
+	}
+	if _, err := l.Renew(tls.Certificate{}); err == nil {
+		t.Error("nothing is taken for a certificate")
 	}
 }
 
