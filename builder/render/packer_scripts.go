@@ -53,7 +53,7 @@ const forgotten = `
 	var/lib/chrony/chrony.drift var/lib/ntpsec/ntp.drift var/lib/systemd/timers/* var/lib/systemd/timesync/*
 	var/lib/cloud/* var/log/journal/* var/log/*.gz var/log/*.[0-9] var/log/*/*.gz var/log/*/*.[0-9]
 	var/cache/apt/*.bin var/cache/apt/archives/*.deb var/lib/apt/lists/* var/cache/debconf/*-old
-	var/lib/dpkg/*-old var/backups/* var/crash/* tmp/* var/tmp/*
+	var/lib/dpkg/*-old var/backups/* var/crash/* tmp/* tmp/.[!.]* var/tmp/* var/tmp/.[!.]*
 	etc/passwd- etc/shadow- etc/group- etc/gshadow- etc/subuid- etc/subgid-
 	root/.bash_history root/.lesshst root/.wget-hsts root/.cache root/.ssh/known_hosts
 	etc/.pwd.lock etc/.updated var/.updated etc/*.dpkg-* etc/*.ucf-* var/lib/ucf/*.[0-9]
@@ -216,9 +216,9 @@ if [ -e etc/hosts ]; then
 fi
 @RESOLVER@
 : >etc/machine-id
-if [ -e var/lib/dbus/machine-id ] && [ ! -L var/lib/dbus/machine-id ]; then
-	rm -f var/lib/dbus/machine-id
-fi
+# Another name of it, which each boot makes anew.
+forget var/lib/dbus/machine-id
+rmdir var/lib/cloud 2>/dev/null || :
 
 if [ "$live" = yes ]; then
 	# The user that Packer is logged in as goes when the machine does.
@@ -227,6 +227,8 @@ builder='$BUILD_USER'
 EOF
 	cat >>/run/kiln-forget-builder <<'EOF'
 cd /
+# The journal is open, and would be written to once more.
+journalctl --relinquish-var || :
 if [ "$builder" != root ]; then
 	userdel --force --remove "$builder"
 fi
@@ -245,6 +247,12 @@ if [ "$booted" = yes ]; then
 	cat >/run/systemd/system/kiln-forget-builder.service <<'EOF'
 [Unit]
 Description=Remove the user that built this image
+# It has its turn late: after the shutdown is written down in wtmp, and before file
+# systems go.
+DefaultDependencies=no
+After=local-fs.target
+Before=systemd-update-utmp.service shutdown.target
+Conflicts=shutdown.target
 
 [Service]
 Type=oneshot

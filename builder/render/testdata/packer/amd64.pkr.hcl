@@ -559,7 +559,7 @@ forget var/lib/dhcp/* var/lib/dhclient/* var/lib/dhcpcd/* var/lib/NetworkManager
 forget var/lib/chrony/chrony.drift var/lib/ntpsec/ntp.drift var/lib/systemd/timers/* var/lib/systemd/timesync/*
 forget var/lib/cloud/* var/log/journal/* var/log/*.gz var/log/*.[0-9] var/log/*/*.gz var/log/*/*.[0-9]
 forget var/cache/apt/*.bin var/cache/apt/archives/*.deb var/lib/apt/lists/* var/cache/debconf/*-old
-forget var/lib/dpkg/*-old var/backups/* var/crash/* tmp/* var/tmp/*
+forget var/lib/dpkg/*-old var/backups/* var/crash/* tmp/* tmp/.[!.]* var/tmp/* var/tmp/.[!.]*
 forget etc/passwd- etc/shadow- etc/group- etc/gshadow- etc/subuid- etc/subgid-
 forget root/.bash_history root/.lesshst root/.wget-hsts root/.cache root/.ssh/known_hosts
 forget etc/.pwd.lock etc/.updated var/.updated etc/*.dpkg-* etc/*.ucf-* var/lib/ucf/*.[0-9]
@@ -580,9 +580,9 @@ if [ -e etc/hosts ]; then
 fi
 [ -L etc/resolv.conf ] || : >etc/resolv.conf
 : >etc/machine-id
-if [ -e var/lib/dbus/machine-id ] && [ ! -L var/lib/dbus/machine-id ]; then
-	rm -f var/lib/dbus/machine-id
-fi
+# Another name of it, which each boot makes anew.
+forget var/lib/dbus/machine-id
+rmdir var/lib/cloud 2>/dev/null || :
 
 if [ "$live" = yes ]; then
 	# The user that Packer is logged in as goes when the machine does.
@@ -591,6 +591,8 @@ builder='$BUILD_USER'
 EOF
 	cat >>/run/kiln-forget-builder <<'EOF'
 cd /
+# The journal is open, and would be written to once more.
+journalctl --relinquish-var || :
 if [ "$builder" != root ]; then
 	userdel --force --remove "$builder"
 fi
@@ -609,6 +611,12 @@ if [ "$booted" = yes ]; then
 	cat >/run/systemd/system/kiln-forget-builder.service <<'EOF'
 [Unit]
 Description=Remove the user that built this image
+# It has its turn late: after the shutdown is written down in wtmp, and before file
+# systems go.
+DefaultDependencies=no
+After=local-fs.target
+Before=systemd-update-utmp.service shutdown.target
+Conflicts=shutdown.target
 
 [Service]
 Type=oneshot
