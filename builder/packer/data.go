@@ -43,6 +43,9 @@ type HostData struct {
 	target render.Target
 }
 
+// nothing is what goes with an error: to Packer it has to be a value even then.
+var nothing = cty.NullVal(cty.EmptyObject)
+
 // ConfigSpec is the options' types.
 func (d *HostData) ConfigSpec() hcldec.ObjectSpec { return d.config.FlatMapstructure().HCL2Spec() }
 
@@ -71,7 +74,7 @@ func (d *HostData) Configure(raws ...any) error {
 func (d *HostData) Execute() (cty.Value, error) {
 	p, err := d.sites.Host(context.Background(), d.config.Site, d.config.Host)
 	if err != nil {
-		return cty.NilVal, err
+		return nothing, err
 	}
 	o := render.Options{Target: d.target}
 	out := HostOutput{Profile: p.Image.Profile, Image: p.Image.Definition}
@@ -85,13 +88,13 @@ func (d *HostData) Execute() (cty.Value, error) {
 	} {
 		text, err := part.render()
 		if err != nil {
-			return cty.NilVal, err
+			return nothing, err
 		}
 		*part.to = string(text)
 	}
 	tree, err := render.Files(p, o)
 	if err != nil {
-		return cty.NilVal, err
+		return nothing, err
 	}
 	out.Files = textFiles(tree)
 	return hcl2helper.HCL2ValueFromConfig(out, d.OutputSpec()), nil
@@ -143,20 +146,20 @@ func (d *ProfileData) Configure(raws ...any) error {
 func (d *ProfileData) Execute() (cty.Value, error) {
 	half, err := d.sites.Half(context.Background(), d.config.Site, d.config.Profile, d.config.Image)
 	if err != nil {
-		return cty.NilVal, err
+		return nothing, err
 	}
 	p := &plan.Plan{Image: half.Image}
 	userData, err := render.ImageUserData(p)
 	if err != nil {
-		return cty.NilVal, err
+		return nothing, err
 	}
 	metaData, err := render.ImageMetaData(p)
 	if err != nil {
-		return cty.NilVal, err
+		return nothing, err
 	}
 	tree, err := render.ImageTree(&p.Image)
 	if err != nil {
-		return cty.NilVal, err
+		return nothing, err
 	}
 	out := ProfileOutput{UserData: string(userData), MetaData: string(metaData), Image: p.Image.Definition, Packages: []string{}, Files: textFiles(tree)}
 	for _, pkg := range p.Image.Packages {
