@@ -203,6 +203,11 @@ fi
 if [ "$live" = yes ]; then
 	if command -v cloud-init >/dev/null; then
 		cloud-init clean --logs --seed
+		# It has told debconf which disk this machine starts from, for a package
+		# that needn't be there, and will tell it on each host.
+		if [ ! -e var/lib/dpkg/info/grub-pc.list ] && command -v debconf-communicate >/dev/null; then
+			echo purge | DEBIAN_FRONTEND=noninteractive debconf-communicate grub-pc >/dev/null
+		fi
 	fi
 	apt-get clean
 fi
