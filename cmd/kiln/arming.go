@@ -55,7 +55,7 @@ func (a *armer) close() {
 func newArmer(site *profiles.Site, askNomad bool) (*armer, error) {
 	a := &armer{site: site}
 	var err error
-	if a.store, err = openStore(); err != nil {
+	if a.store, err = baking.OpenStore(); err != nil {
 		return nil, err
 	}
 	if a.keys, err = images.SiteKeys(site.Dir); err != nil {

@@ -108,7 +108,7 @@ func completeBootable(cmd *cobra.Command, args []string, prefix string) ([]strin
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
 	names, directive := completeImages(cmd, args, prefix)
-	if store, err := openStore(); err == nil {
+	if store, err := baking.OpenStore(); err == nil {
 		list, _ := store.List()
 		for _, m := range list {
 			if !slices.Contains(names, m.Profile) {

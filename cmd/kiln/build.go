@@ -103,7 +103,7 @@ func runBuild(ctx context.Context, o *buildOptions, names []string, u *ui.UI) er
 		return err
 	}
 	cache := builds[0].Cache
-	store, err := openStore()
+	store, err := baking.OpenStore()
 	if err != nil {
 		return err
 	}

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/alisw/kiln/cmd/internal/baking"
 	"github.com/alisw/kiln/images"
 	"github.com/alisw/kiln/images/check"
 	"github.com/alisw/kiln/internal/run"
@@ -34,7 +35,7 @@ func diff(ctx context.Context, a, b string) (*images.Diff, error) {
 // toCompare is what is in an image of the store, or on a disk.
 func toCompare(ctx context.Context, what string) (*images.Manifest, error) {
 	if !strings.Contains(what, "/") {
-		store, err := openStore()
+		store, err := baking.OpenStore()
 		if err != nil {
 			return nil, err
 		}

@@ -46,20 +46,9 @@ the newest is meant.`,
 	return cmd
 }
 
-// openStore is the user's store, which keeps what hosts are about to be installed
-// with.
-func openStore() (*images.Store, error) {
-	store, err := baking.OpenStore()
-	if err != nil {
-		return nil, err
-	}
-	store.Held = func(id string) error { return heldByHosts(store, id) }
-	return store, nil
-}
-
 // findImage finds the image that is meant, as Store.Find does, in the user's store.
 func findImage(what string) (*images.Store, *images.Manifest, error) {
-	store, err := openStore()
+	store, err := baking.OpenStore()
 	if err != nil {
 		return nil, nil, err
 	}
@@ -103,7 +92,7 @@ func infoOf(m *images.Manifest, store *images.Store) *imageInfo {
 }
 
 func runImagesList(asJSON bool, u *ui.UI) error {
-	store, err := openStore()
+	store, err := baking.OpenStore()
 	if err != nil {
 		return err
 	}
@@ -141,7 +130,7 @@ func runImagesList(asJSON bool, u *ui.UI) error {
 // completeImages offers the images of the store.
 func completeImages(_ *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
 	var names []string
-	if store, err := openStore(); err == nil {
+	if store, err := baking.OpenStore(); err == nil {
 		list, _ := store.List()
 		for _, m := range list {
 			names = append(names, cobra.CompletionWithDesc(m.Short(), m.Profile+" on "+m.Definition))
@@ -342,7 +331,7 @@ installed with (kiln status), which is an error.`,
 		Args:              cobra.MinimumNArgs(1),
 		ValidArgsFunction: completeImages,
 		RunE: verb(func(_ context.Context, _ *cobra.Command, args []string) error {
-			store, err := openStore()
+			store, err := baking.OpenStore()
 			if err != nil {
 				return err
 			}
@@ -401,7 +390,7 @@ it says so.`,
 			if keep < 0 {
 				return usagef("--keep %d: it's a number of images", keep)
 			}
-			store, err := openStore()
+			store, err := baking.OpenStore()
 			if err != nil {
 				return err
 			}

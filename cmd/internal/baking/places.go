@@ -11,13 +11,34 @@ import (
 	"github.com/alisw/kiln/images"
 )
 
-// OpenStore is the user's store of finished images.
+// OpenStore is the user's store of finished images, which keeps what hosts are about
+// to be installed with.
 func OpenStore() (*images.Store, error) {
 	cache, err := images.CacheDir()
 	if err != nil {
 		return nil, err
 	}
-	return &images.Store{Dir: filepath.Join(cache, "images")}, nil
+	store := &images.Store{Dir: filepath.Join(cache, "images")}
+	store.Held = func(id string) error { return heldByHosts(store, id) }
+	return store, nil
+}
+
+// StateDir is where a server keeps its state, unless told otherwise.
+func StateDir() (string, error) {
+	if dir := os.Getenv("KILN_STATE"); dir != "" {
+		return dir, nil
+	}
+	if os.Geteuid() == 0 {
+		return "/var/lib/kiln", nil
+	}
+	if dir := os.Getenv("XDG_STATE_HOME"); filepath.IsAbs(dir) {
+		return filepath.Join(dir, "kiln"), nil
+	}
+	home, err := os.UserHomeDir()
+	if err != nil {
+		return "", fmt.Errorf("there is no place for the server's state: name one with --state DIR: %w", err)
+	}
+	return filepath.Join(home, ".local/state/kiln"), nil
 }
 
 // CacheDir is the folder that builds keep their steps and packages in.
