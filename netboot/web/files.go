@@ -22,10 +22,12 @@ const (
 	// it would be at it for hours: 35 kB/s.
 	piece     = 1 << 20
 	pieceTime = 30 * time.Second
-	// turn is what is sent before others have their turn: where hundreds fetch at
-	// once, over a network that takes whatever comes, each would keep its processor
-	// for 10 ms, and a packet of TFTP would wait for all of them.
-	turn = 256 << 10
+	// turn is what is sent before others have their turn, in a crowd: where hundreds
+	// fetch at once, over a network that takes whatever comes, each would keep its
+	// processor for 10 ms, and a packet of TFTP would wait for all of them. Among few,
+	// turns only cost.
+	turn  = 256 << 10
+	crowd = 32
 )
 
 // ipxe serves iPXE's programs, for UEFI HTTP boot.
@@ -135,7 +137,14 @@ func (s *Server) sendFile(w http.ResponseWriter, r *http.Request, f seekable, ki
 	}
 	w.Header().Set("Content-Type", "application/octet-stream")
 	t := s.counts.transfer(kind)
-	p := &pieces{ResponseWriter: w, control: http.NewResponseController(w)}
+	p := &pieces{ResponseWriter: w, control: http.NewResponseController(w), size: piece}
+	if s.sending.Add(1) > crowd {
+		p.size = turn
+	}
+	defer s.sending.Add(-1)
+	if info.Size() >= largeFile {
+		defer inWholePackets(r)()
+	}
 	http.ServeContent(p, r, "", info.ModTime(), f)
 	t.bytes.Add(int(p.sent))
 	switch {
@@ -152,6 +161,7 @@ func (s *Server) sendFile(w http.ResponseWriter, r *http.Request, f seekable, ki
 type pieces struct {
 	http.ResponseWriter
 	control *http.ResponseController
+	size    int64 // of what is sent before others have their turn: piece or turn
 	sent    int64
 	err     error
 }
@@ -178,7 +188,7 @@ func (p *pieces) ReadFrom(from io.Reader) (int64, error) {
 		} else {
 			runtime.Gosched()
 		}
-		part := &io.LimitedReader{R: limited.R, N: min(turn, limited.N)}
+		part := &io.LimitedReader{R: limited.R, N: min(p.size, limited.N)}
 		n, err := to.ReadFrom(part)
 		limited.N -= n
 		sum += n

@@ -130,7 +130,7 @@ func TestSlowClients(t *testing.T) {
 // A client that takes nothing is given up after a time.
 func TestPiecesHaveATime(t *testing.T) {
 	w := &deadlines{ResponseWriter: httptest.NewRecorder()}
-	p := &pieces{ResponseWriter: w, control: http.NewResponseController(w)}
+	p := &pieces{ResponseWriter: w, control: http.NewResponseController(w), size: turn}
 	n, err := io.Copy(p, &io.LimitedReader{R: strings.NewReader(strings.Repeat("x", 3*piece+1)), N: 5 * piece})
 	if err != nil || n != 3*piece+1 || w.set < 4 {
 		t.Errorf("%d bytes, %v, %d deadlines", n, err, w.set)

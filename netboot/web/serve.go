@@ -78,8 +78,8 @@ func (s *Server) Serve(ctx context.Context, plain, secure net.Listener) error {
 // live, and whoever waits for a secret, don't hold up its end; transfers go on.
 func (s *Server) server(ctx context.Context, h http.Handler) *http.Server {
 	return &http.Server{
-		BaseContext: func(net.Listener) context.Context { return ctx },
-		Handler:     h, ReadHeaderTimeout: headerTime, IdleTimeout: idleTime, MaxHeaderBytes: maxHeader,
+		BaseContext: func(net.Listener) context.Context { return ctx }, ConnContext: connected,
+		Handler: h, ReadHeaderTimeout: headerTime, IdleTimeout: idleTime, MaxHeaderBytes: maxHeader,
 		ErrorLog: slog.NewLogLogger(s.Log.Handler(), slog.LevelDebug),
 	}
 }

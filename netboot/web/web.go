@@ -20,6 +20,7 @@ import (
 	"net/netip"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/alisw/kiln/netboot"
@@ -86,6 +87,7 @@ type Server struct {
 	Log *slog.Logger
 
 	once      sync.Once
+	sending   atomic.Int32 // files, at the moment
 	line      *queue
 	counts    *counters
 	guesses   guesses
