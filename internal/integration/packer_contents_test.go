@@ -32,18 +32,42 @@ func contentsOf(t *testing.T, disk string) contents {
 	}
 }
 
-// alike makes the same text of contents that differ only in what a name says.
-var alike = map[string]func(string) string{
-	"order":      ordered,
-	"days":       func(text string) string { return ordered(shadowDay.ReplaceAllString(text, "$1")) },
-	"paragraphs": orderedParagraphs,
-	"uuids":      func(text string) string { return uuid.ReplaceAllString(text, "UUID") },
+// alike makes the same text of contents that differ only in what a name says: an
+// argument follows it, after a colon, where it has one.
+var alike = map[string]func(text, argument string) string{
+	"content":    func(string, string) string { return "" },
+	"order":      func(text, _ string) string { return ordered(text) },
+	"without":    func(text, name string) string { return ordered(linesOf(name).ReplaceAllString(text, "")) },
+	"number":     func(text, name string) string { return ordered(numberOf(name).ReplaceAllString(text, "${1}N:")) },
+	"days":       func(text, _ string) string { return ordered(shadowDay.ReplaceAllString(text, "$1")) },
+	"paragraphs": func(text, _ string) string { return orderedParagraphs(text) },
+	"uuids":      func(text, _ string) string { return uuid.ReplaceAllString(text, "UUID") },
+}
+
+// alikeIn is the text as how, with its argument, makes it alike.
+func alikeIn(how, text string) string {
+	name, argument, _ := strings.Cut(how, ":")
+	return alike[name](text, argument)
+}
+
+// isAlike tells whether how is a way to be alike.
+func isAlike(how string) bool {
+	name, argument, has := strings.Cut(how, ":")
+	return alike[name] != nil && has == (name == "without" || name == "number") && has == (argument != "")
 }
 
 var (
 	shadowDay = regexp.MustCompile(`(?m)^([^:\n]*:[^:\n]*:)[0-9]+`)
 	uuid      = regexp.MustCompile(`\b([0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9A-F]{4}-[0-9A-F]{4})\b`)
 )
+
+func linesOf(name string) *regexp.Regexp {
+	return regexp.MustCompile(`(?m)^` + regexp.QuoteMeta(name) + `:.*\n`)
+}
+
+func numberOf(name string) *regexp.Regexp {
+	return regexp.MustCompile(`(?m)^(` + regexp.QuoteMeta(name) + `:[^:\n]*:)[0-9]+:`)
+}
 
 // ordered has a text's lines in the order of the alphabet, and so what stands
 // between commas there, as the members of a group do.
@@ -75,7 +99,7 @@ func orderedParagraphs(text string) string {
 // TestPackerDifferences has the list's reader refuse what says nothing, and the
 // check find what is unlisted, what is unused, and what differs in more than it may.
 func TestPackerDifferences(t *testing.T) {
-	for _, bad := range []string{"qemu /etc/x entry because\n", "qemu etc/x entry no path\n", "qemu /etc/x somehow it differs\n", "/etc/x\n"} {
+	for _, bad := range []string{"qemu /etc/x entry because\n", "qemu etc/x entry no path\n", "qemu /etc/x somehow it differs\n", "qemu /etc/x without it differs\n", "qemu /etc/x order:x it differs\n", "qemu /etc/x number: it differs\n", "/etc/x\n"} {
 		if list, err := parseKnownDifferences(bad); err == nil {
 			t.Errorf("%q is %+v", bad, list[0])
 		}
@@ -123,10 +147,16 @@ func TestPackerAlike(t *testing.T) {
 		{"days", "x:!:20000:0:99999\n", "x:!:20000:0:9\n", false},
 		{"paragraphs", "a: 1\nb: 2\n\nc: 3\n", "c: 3\n\na: 1\nb: 2\n", true},
 		{"paragraphs", "a: 1\nb: 2\n\nc: 3\n", "c: 3\nb: 2\n\na: 1\n", false},
+		{"without:b", "a:1\nb:2\n", "a:1\n", true},
+		{"without:b", "a:1\nbb:2\n", "a:1\n", false},
+		{"number:b", "a:x:1:7\nb:x:2:8\n", "b:x:3:8\na:x:1:7\n", true},
+		{"number:b", "b:x:2:8\n", "b:x:2:9\n", false},
+		{"number:b", "b:x:2:8\n", "", false},
+		{"content", "a", "b", true},
 		{"uuids", "5307c06f-fd12-8aa1-83a2-471cf161cea8 / D32B-FF2A", "5307c06f-fd12-8aa1-83a2-471cf161cea9 / D32B-FF2B", true},
 		{"uuids", "5307c06f-fd12-8aa1-83a2-471cf161cea8 /", "5307c06f-fd12-8aa1-83a2-471cf161cea8 /x", false},
 	} {
-		if same := alike[test.how](test.a) == alike[test.how](test.b); same != test.same {
+		if same := alikeIn(test.how, test.a) == alikeIn(test.how, test.b); same != test.same {
 			t.Errorf("%s: %q and %q: the same is %t", test.how, test.a, test.b, same)
 		}
 	}

@@ -60,7 +60,7 @@ func parseKnownDifferences(text string) (knownDifferences, error) {
 		if len(fields) < 5 || !strings.HasPrefix(fields[1], "/") && !strings.HasPrefix(fields[1], "unit:") {
 			return nil, fmt.Errorf("%s:%d: a line has ways, a pattern, how it differs, and a reason of two words or more: %s", differencesFile, number, line)
 		}
-		if how := fields[2]; how != differentEntry && alike[how] == nil {
+		if how := fields[2]; how != differentEntry && !isAlike(how) {
 			return nil, fmt.Errorf("%s:%d: %s is no way to differ", differencesFile, number, how)
 		}
 		list = append(list, &knownDifference{number, strings.Split(fields[0], ","), fields[1], fields[2], strings.Join(fields[3:], " ")})
@@ -116,7 +116,7 @@ func (list knownDifferences) wrong(way string, d *images.Diff, before, after con
 
 // more is what differs in a file's content besides what may.
 func (d *knownDifference) more(way, name, before, after string) []string {
-	before, after = alike[d.how](before), alike[d.how](after)
+	before, after = alikeIn(d.how, before), alikeIn(d.how, after)
 	if before == after {
 		return nil
 	}

@@ -117,7 +117,8 @@ func (m *packerMachine) state(t *testing.T) string {
 	return m.sh(t, `cd / && find . -xdev \( -path ./proc -o -path ./sys -o -path ./dev -o -path ./run -o -path ./tmp -o -path ./var/tmp -o -path ./var/log -o -path ./var/lib/apt/lists -o -path ./var/cache \) -prune \
 	-o -printf '%p %y %m %U:%G %l\n' | sort
 find etc srv usr/local var/lib/dpkg/status -xdev -type f -exec sha256sum {} + | sort -k 2
-systemctl list-unit-files --no-legend --no-pager | sort`)
+# Each login has a scope of its own.
+systemctl list-unit-files --no-legend --no-pager | grep -v '^session-' | sort`)
 }
 
 // TestPackerProvisioner applies a profile to a machine over SSH, twice: the second
@@ -239,6 +240,17 @@ func TestPackerErrors(t *testing.T) {
 			}
 		})
 	}
+	t.Run("an interrupted build", func(t *testing.T) {
+		m.sh(t, "mkdir -p /etc/dpkg/dpkg.cfg.d && echo 'pre-invoke=[ \"$DPKG_HOOK_ACTION\" = configure ] || sleep 600' >/etc/dpkg/dpkg.cfg.d/no")
+		defer m.sh(t, "rm -f /etc/dpkg/dpkg.cfg.d/no")
+		out, err := s.provisioner(t, m, "tiny", false).interrupt(t, "and what they need", "build", templateName)
+		if err == nil || !strings.Contains(out, "the script on the machine was stopped") {
+			t.Errorf("%v\n%s", err, out)
+		}
+		if left := m.sh(t, "ls -d /run/kiln.* /tmp/packer-kiln-* /usr/sbin/policy-rc.d 2>/dev/null; pgrep --list-full 'apt|dpkg|sleep' || :"); left != "" {
+			t.Errorf("left on the machine: %s", left)
+		}
+	})
 	if after := m.state(t); !strings.Contains(after, "./etc/passwd ") || strings.Contains(lineDiff(before, after), "tiny") {
 		t.Errorf("failed builds have changed the machine:\n%s", lineDiff(before, after))
 	}

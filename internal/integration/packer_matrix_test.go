@@ -11,13 +11,20 @@ import (
 // TestPackerMatrix makes the same image in each way there is, and compares each with
 // the native one.
 func TestPackerMatrix(t *testing.T) {
+	known := newKnownDifferences(t)
 	s := newPackerSite(t)
 	native := s.build(t, "tiny", "raw")
-	t.Run("a stock image after its first boot", func(t *testing.T) { s.compare(t, "stock", native, s.firstBoot(t)) })
-	t.Run("the qemu build with cloud-init", func(t *testing.T) {
-		s.compare(t, "qemu", native, s.qemuBuild(t, render.CloudInitProvisioner))
-	})
-	t.Run("the qemu build with the kiln provisioner", func(t *testing.T) {
-		s.compare(t, "provisioner", native, s.qemuBuild(t, render.KilnProvisioner))
-	})
+	for _, way := range []struct {
+		name, as string
+		make     func(t *testing.T) string
+	}{
+		{"a stock image after its first boot", "stock", s.firstBoot},
+		{"the qemu build with cloud-init", "qemu", func(t *testing.T) string { return s.qemuBuild(t, render.CloudInitProvisioner) }},
+		{"the qemu build with the kiln provisioner", "provisioner", func(t *testing.T) string { return s.qemuBuild(t, render.KilnProvisioner) }},
+	} {
+		t.Run(way.name, func(t *testing.T) {
+			t.Parallel()
+			s.compare(t, known, way.as, native, way.make(t))
+		})
+	}
 }

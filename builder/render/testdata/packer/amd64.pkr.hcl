@@ -603,6 +603,8 @@ if [ "$builder" != root ]; then
 fi
 if [ -e /run/kiln-forget-list ]; then
 	while IFS= read -r path; do
+		# A private key would stay in the disk's free blocks.
+		find "./$path" -xdev -type f -exec shred --iterations=0 --zero {} + || :
 		rm -rf -- "$path"
 	done </run/kiln-forget-list
 fi
@@ -610,6 +612,7 @@ rm -f etc/sudoers.d/90-cloud-init-users etc/passwd- etc/shadow- etc/group- etc/g
 rm -rf var/log/journal/*
 find var/log -xdev -type f -exec truncate -s 0 {} +
 sync
+fstrim -a || :
 EOF
 fi
 if [ "$booted" = yes ]; then
