@@ -66,7 +66,7 @@ func linesOf(name string) *regexp.Regexp {
 }
 
 func numberOf(name string) *regexp.Regexp {
-	return regexp.MustCompile(`(?m)^(` + regexp.QuoteMeta(name) + `:[^:\n]*:)[0-9]+:`)
+	return regexp.MustCompile(`(?m)^(` + regexp.QuoteMeta(name) + `:([^:0-9\n]*:)*)[0-9]+:`)
 }
 
 // ordered has a text's lines in the order of the alphabet, and so what stands
@@ -152,6 +152,8 @@ func TestPackerAlike(t *testing.T) {
 		{"number:b", "a:x:1:7\nb:x:2:8\n", "b:x:3:8\na:x:1:7\n", true},
 		{"number:b", "b:x:2:8\n", "b:x:2:9\n", false},
 		{"number:b", "b:x:2:8\n", "", false},
+		{"number:b", "b:100000:65536\n", "b:165536:65536\n", true},
+		{"number:b", "b:100000:65536\n", "b:100000:65535\n", false},
 		{"content", "a", "b", true},
 		{"uuids", "5307c06f-fd12-8aa1-83a2-471cf161cea8 / D32B-FF2A", "5307c06f-fd12-8aa1-83a2-471cf161cea9 / D32B-FF2B", true},
 		{"uuids", "5307c06f-fd12-8aa1-83a2-471cf161cea8 /", "5307c06f-fd12-8aa1-83a2-471cf161cea8 /x", false},

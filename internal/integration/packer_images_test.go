@@ -1,4 +1,4 @@
-//go:build integration
+//go:build integration && matrix
 
 package integration
 
@@ -73,15 +73,6 @@ func checkManifest(t *testing.T, p *packerDir, disk string) {
 	if sums := read(t, p.dir, "output/SHA256SUMS"); !strings.Contains(sums, hash) {
 		t.Errorf("%s isn't among the checksums:\n%s", hash, sums)
 	}
-}
-
-// TestPackerQEMU builds with stock plugins, from a base image that kiln build made,
-// and compares what is made with the native image.
-func TestPackerQEMU(t *testing.T) {
-	known := newKnownDifferences(t)
-	s := newPackerSite(t)
-	native := s.build(t, "tiny", "raw")
-	s.compare(t, known, "qemu", native, s.qemuBuild(t, render.CloudInitProvisioner))
 }
 
 // compare wants no difference but those of the list.
