@@ -1,6 +1,7 @@
 #!/bin/sh
 # Applies the image half of a Kiln profile to this machine: what is packed behind
-# this script. PATH.stop beside it, wherever it comes from, ends it half-way.
+# this script. PATH.stop beside it, wherever it comes from, ends it half-way; so does
+# the end of whoever reads what it prints.
 set -eu
 umask 022
 PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
@@ -40,6 +41,8 @@ stop() {
 	kill -s KILL -- "-$1" 2>/dev/null || :
 }
 trap finish EXIT
+# Nobody reads what this prints: the commands below fail at that by themselves.
+trap : PIPE
 trap '[ -z "$group" ] || stop "$group"; exit 143' HUP INT TERM
 
 tail -n +@LINE@ -- "$self" | tar -xz -C "$work" -f -
@@ -49,18 +52,27 @@ status=0
 setsid sh -eu "$work/apply" </dev/null &
 group=$!
 (
-	while sleep 1; do
+	trap : PIPE
+	while sleep 1 >/dev/null; do
+		# An empty line isn't shown: it tells whether Packer is still there. Where that
+		# is interrupted, it doesn't wait for provisioners to stop, and a connection may
+		# break: what runs here must not go on alone.
+		echo || : >"$self.stop"
 		if [ -e "$self.stop" ]; then
 			stop "$group"
 			exit
 		fi
 	done
-) </dev/null >/dev/null 2>&1 &
+) </dev/null 2>/dev/null &
 watcher=$!
 wait "$group" || status=$?
+if [ "$status" != 0 ]; then
+	# It may have ended before what it has started.
+	stop "$group"
+fi
 if [ -e "$self.stop" ]; then
 	wait "$watcher" || :
-	echo "kiln-error: it was stopped half-way" >&2
+	echo "kiln-error: it was stopped half-way" >&2 || :
 	status=130
 else
 	kill "$watcher" 2>/dev/null || :
