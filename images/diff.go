@@ -30,9 +30,10 @@ type Diff struct {
 	Units    []UnitChange    `json:"units,omitempty"`
 	Kernel   []Change        `json:"kernel,omitempty"` // and initramfs and command line
 	Disk     *DiskChange     `json:"disk,omitempty"`
-	Causes   []Cause         `json:"causes,omitempty"`
-	Remade   []string        `json:"remade,omitempty"` // steps that have another key
-	Tools    []Change        `json:"tools,omitempty"`
+	// Causes, Remade and Tools are empty where one of the two is a disk alone.
+	Causes []Cause  `json:"causes,omitempty"`
+	Remade []string `json:"remade,omitempty"` // steps that have another key
+	Tools  []Change `json:"tools,omitempty"`
 }
 
 // Compared is one of the images of a Diff.
@@ -94,24 +95,34 @@ type DiskChange struct {
 	Of     int   `json:"of"`     // of the larger disk; 0 is that blocks can't be compared
 }
 
-// Compare finds how b differs from a, from their manifests alone.
+// Compare finds how b differs from a, from their manifests alone. Of one that is
+// Bare, only what is in the image is compared.
 func Compare(a, b *Manifest) *Diff {
 	d := &Diff{
-		A:     Compared{a.ID, a.Profile, a.Definition, a.Created},
-		B:     Compared{b.ID, b.Profile, b.Definition, b.Created},
-		About: changes("profile", a.Profile, b.Profile, "definition", a.Definition, b.Definition, "release", release(a), release(b)),
-		Kernel: changes("kernel", a.Kernel, b.Kernel, "initramfs", a.Initrd, b.Initrd,
-			"command line", a.KernelArguments, b.KernelArguments),
+		A:        Compared{a.ID, a.Profile, a.Definition, a.Created},
+		B:        Compared{b.ID, b.Profile, b.Definition, b.Created},
+		About:    changes("release", release(a), release(b)),
+		Kernel:   changes("kernel", a.Kernel, b.Kernel, "initramfs", a.Initrd, b.Initrd),
 		Packages: comparePackages(a.Packages, b.Packages), Units: compareUnits(a.Files, b.Files),
-		Disk: compareDisks(a.Disk, b.Disk),
 	}
 	d.Files, d.Modes = compareFiles(a.Files, b.Files)
-	d.Same = len(d.About)+len(d.Packages)+len(d.Files)+len(d.Modes)+len(d.Units)+len(d.Kernel) == 0 && d.Disk == nil
+	if a.Bare || b.Bare {
+		d.Same = d.same()
+		return d
+	}
+	d.About = append(changes("profile", a.Profile, b.Profile, "definition", a.Definition, b.Definition), d.About...)
+	d.Kernel = append(d.Kernel, changes("command line", a.KernelArguments, b.KernelArguments)...)
+	d.Disk = compareDisks(a.Disk, b.Disk)
+	d.Same = d.same()
 	d.Causes, d.Remade = causes(a, b)
 	for _, name := range slices.Sorted(maps.Keys(union(a.Tools, b.Tools))) {
 		d.Tools = append(d.Tools, changes(name, a.Tools[name], b.Tools[name])...)
 	}
 	return d
+}
+
+func (d *Diff) same() bool {
+	return len(d.About)+len(d.Packages)+len(d.Files)+len(d.Modes)+len(d.Units)+len(d.Kernel) == 0 && d.Disk == nil
 }
 
 func release(m *Manifest) string {

@@ -70,6 +70,9 @@ type Manifest struct {
 	// SignatureDropped is that Store.Put has removed a signature that was of
 	// another manifest of this image.
 	SignatureDropped bool `json:"-"`
+	// Bare is that it was read off a disk: it says what is in the image, and neither
+	// what that is called nor how it was made.
+	Bare bool `json:"-"`
 }
 
 // Input is one thing that an image was made of.
@@ -210,4 +213,17 @@ func NewArtifact(dir, name string, format Format) (Artifact, error) {
 		return Artifact{}, fmt.Errorf("reading %s: %w", name, err)
 	}
 	return Artifact{Name: name, Format: format, Size: size, SHA256: sum}, nil
+}
+
+// ExportName is what the image's file, or folder, of a format is called outside
+// the store.
+func (m *Manifest) ExportName(f Format) string {
+	name := m.Profile + "-" + m.Definition + "-" + m.Short()
+	switch f {
+	case FormatNetboot:
+		return name
+	case FormatTar:
+		return name + ".tar.zst"
+	}
+	return name + "." + string(f)
 }

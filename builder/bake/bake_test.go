@@ -35,23 +35,9 @@ func TestInTree(t *testing.T) {
 	}
 }
 
-func TestNewest(t *testing.T) {
-	var files []images.File
-	for _, v := range []string{"6.1.0-9-amd64", "6.1.0-56-amd64", "6.1.0-10-amd64"} {
-		files = append(files, images.File{Path: "/boot/vmlinuz-" + v, Type: "file"})
-	}
-	files = append(files, images.File{Path: "/boot/vmlinuz-9", Type: "link"})
-	if got := newest(files, "/boot/vmlinuz-"); got != "/boot/vmlinuz-6.1.0-56-amd64" {
-		t.Errorf("got %s", got)
-	}
-	if got := newest(files, "/boot/initrd.img-"); got != "" {
-		t.Errorf("got %s", got)
-	}
-}
-
 func TestAccounts(t *testing.T) {
 	id := func(n int) *int { return &n }
-	got := accounts(&plan.Layer{
+	got := AccountsScript(&plan.Layer{
 		Groups: []plan.Group{{Name: "mesosci", GID: id(9001), System: true}, {Name: "ops"}},
 		Users: []plan.User{
 			{Name: "alice", Groups: []string{"adm", "ops"}, Comment: "it's alice", SSHKeys: []string{"ssh-ed25519 A"}},

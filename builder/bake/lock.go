@@ -14,6 +14,7 @@ import (
 	"github.com/alisw/kiln/builder/bake/disk"
 	"github.com/alisw/kiln/images"
 	"github.com/alisw/kiln/internal/run"
+	"github.com/alisw/kiln/plan"
 )
 
 // Update says which packages of a lock may move.
@@ -215,11 +216,20 @@ func (r *resolver) newer(ctx context.Context, a, b string) (bool, error) {
 
 // lockedSet are the image's packages in the lock.
 func (b *builder) lockedSet(lock *images.Lock) (*images.PackageSet, error) {
-	packages, firmware := packagesOf(&b.definition, &b.image)
-	set := lock.Find(b.definition.Name, packages, firmware)
+	return lockedSet(lock, &b.definition, &b.image)
+}
+
+// LockedSet is what the lock has for an image.
+func LockedSet(lock *images.Lock, o Options) (*images.PackageSet, error) {
+	return lockedSet(lock, &o.Definition, &o.Image)
+}
+
+func lockedSet(lock *images.Lock, definition *images.Definition, image *plan.Image) (*images.PackageSet, error) {
+	packages, firmware := packagesOf(definition, image)
+	set := lock.Find(definition.Name, packages, firmware)
 	if set == nil {
 		return nil, fmt.Errorf("%s has no packages for the profile %s on %s as they are now: run kiln lock (with --profile %s --image %s where no host has it)",
-			images.LockFile, b.image.Profile, b.definition.Name, b.image.Profile, b.definition.Name)
+			images.LockFile, image.Profile, definition.Name, image.Profile, definition.Name)
 	}
 	return set, nil
 }

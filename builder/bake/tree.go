@@ -61,7 +61,7 @@ func (b *builder) layer(sources []source) (*layer, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &layer{files: files, directories: b.image.Directories, groups: b.image.Groups, users: b.image.Users, script: accounts(&b.image.Layer), seal: seal, keep: map[string]bool{}}
+	l := &layer{files: files, directories: b.image.Directories, groups: b.image.Groups, users: b.image.Users, script: AccountsScript(&b.image.Layer), seal: seal, keep: map[string]bool{}}
 	for i := range files {
 		l.keep[files[i].Path] = true
 	}
@@ -79,7 +79,7 @@ func (b *builder) layer(sources []source) (*layer, error) {
 		// looked at by the one that runs.
 		units = append([]plan.Unit{{Name: networkUnit, State: plan.UnitEnabled}}, units...)
 	}
-	l.enabled, l.units = units, unitScript(units)
+	l.enabled, l.units = units, UnitsScript(units)
 	return l, nil
 }
 
@@ -159,9 +159,9 @@ func (b *builder) sourcesAway(root string) error {
 	return nil
 }
 
-// accounts is a script that makes the groups and users, as far as packages
+// AccountsScript is a script that makes the groups and users, as far as packages
 // haven't.
-func accounts(l *plan.Layer) string {
+func AccountsScript(l *plan.Layer) string {
 	var b strings.Builder
 	for i := range l.Groups {
 		b.WriteString(groupScript(&l.Groups[i]))
@@ -214,8 +214,8 @@ func userScript(u *plan.User, groups []plan.Group) string {
 	return b.String()
 }
 
-// unitScript tells systemd of the units, in their order.
-func unitScript(units []plan.Unit) string {
+// UnitsScript is a script that tells systemd of the units, in their order.
+func UnitsScript(units []plan.Unit) string {
 	verbs := map[plan.UnitState]string{plan.UnitEnabled: "enable", plan.UnitDisabled: "disable", plan.UnitMasked: "mask"}
 	var b strings.Builder
 	for _, u := range units {

@@ -179,6 +179,12 @@ func (p prober) keep(v verdict) {
 	}
 }
 
+// Choose is the acceleration that guests of this machine get, and why it isn't KVM
+// where it isn't.
+func Choose(ctx context.Context) (accel Accel, why string, err error) {
+	return newProber(nil).choose(ctx, AccelAuto)
+}
+
 // Try runs the smallest guest with an acceleration, in a second or less: nil is
 // that guests run.
 func Try(ctx context.Context, accel Accel) error {

@@ -25,6 +25,8 @@ type TooLargeError struct {
 func (e *TooLargeError) Error() string {
 	var way string
 	switch {
+	case e.Options.Target == imageOnly:
+		way = "have Kiln's plugin bring the image half (--provisioner kiln)"
 	case !e.Options.Gzip:
 		way = "compress it (--gzip)"
 	case e.Options.Target != Golden:
@@ -367,15 +369,32 @@ func MetaData(p *plan.Plan, o Options) ([]byte, error) {
 	return metaData(p, userData, network), nil
 }
 
+// ImageMetaData is meta-data for a machine that becomes a golden image, to go with
+// ImageUserData.
+func ImageMetaData(p *plan.Plan) ([]byte, error) {
+	userData, err := ImageUserData(p)
+	if err != nil {
+		return nil, err
+	}
+	return namedMetaData(buildHost, userData, nil), nil
+}
+
+// buildHost is what a machine is called that becomes a golden image.
+const buildHost = "kiln-build"
+
 func metaData(p *plan.Plan, userData, network []byte) []byte {
+	return namedMetaData(p.Host.Name, userData, network)
+}
+
+func namedMetaData(host string, userData, network []byte) []byte {
 	h := sha256.New()
-	for _, part := range [][]byte{[]byte(p.Host.Name), userData, network} {
+	for _, part := range [][]byte{[]byte(host), userData, network} {
 		// The lengths keep two hosts apart whose parts differ only in where one ends.
 		_, _ = io.WriteString(h, strconv.Itoa(len(part))+":")
 		_, _ = h.Write(part)
 	}
 	var y yamlText
 	y.entry("", "instance-id", fmt.Sprintf("kiln-%x", h.Sum(nil)[:10]))
-	y.entry("", "local-hostname", p.Host.Name)
+	y.entry("", "local-hostname", host)
 	return y.b
 }

@@ -8,15 +8,17 @@ import (
 
 const (
 	// denyStarts keeps packages from starting their services while they are
-	// installed, before their configuration is in place. A policy that the image
-	// has itself comes back with allowStarts.
+	// installed, before their configuration is in place, and apt from installing what
+	// they only recommend, which no native image has. A policy that the image has
+	// itself comes back with allowStarts.
 	denyStarts = `cloud-init-per instance kiln_policy sh -c '
   cd /usr/sbin || exit
   if [ -e policy-rc.d ] && ! grep -q "by kiln" policy-rc.d; then mv policy-rc.d policy-rc.d.kiln; fi
   printf "#!/bin/sh\n# by kiln, while packages are installed\nexit 101\n" >policy-rc.d
-  chmod 755 policy-rc.d'
+  chmod 755 policy-rc.d
+  printf "APT::Install-Recommends \"false\";\n" >/etc/apt/apt.conf.d/99kiln'
 `
-	allowStarts = `cd /usr/sbin && if [ -e policy-rc.d.kiln ]; then mv policy-rc.d.kiln policy-rc.d; else rm -f policy-rc.d; fi; cd /
+	allowStarts = `cd /usr/sbin && if [ -e policy-rc.d.kiln ]; then mv policy-rc.d.kiln policy-rc.d; else rm -f policy-rc.d; fi; cd /; rm -f /etc/apt/apt.conf.d/99kiln
 `
 	// argumentsTest succeeds if the running kernel has every argument that
 	// grubPath adds.

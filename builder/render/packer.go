@@ -21,8 +21,9 @@ type packerSource struct {
 	// source fills the source block. What it does with user-data goes through
 	// protectedUserData.
 	source func(*packerBody, *plan.Image)
-	// finish adds post-processors of its own; nil where it has none.
-	finish func(*packerBody)
+	// disk is the folder that the finished disk is in, as an expression's text;
+	// empty where it isn't on this computer.
+	disk string
 }
 
 func packerSources() []packerSource { return []packerSource{qemuSource(), openstackSource()} }
@@ -42,14 +43,20 @@ const packerName = "golden"
 func ImageUserData(p *plan.Plan) ([]byte, error) { return cloudConfig(p, imageOnly) }
 
 // Packer is a Packer template, in HCL, that builds the golden image of the
-// host's profile from a stock cloud image, with plugins that HashiCorp
-// publishes. Of the plan it has the Image half alone: cloud-init installs it in
-// the machine that Packer starts, and a script seals that machine.
+// host's profile from a stock cloud image. Of the plan it has the Image half
+// alone, and who brings that into the machine that Packer starts is the
+// provisioner of the options: with cloud-init's, plugins that HashiCorp publishes
+// are enough, and a script seals the machine; Kiln's has the site at hand, and
+// does both.
 //
 // A source that can't pass on user-data as large as the profile's is left out
 // with a comment, or an error where the host's platform is that source's.
 func Packer(p *plan.Plan, o Options) ([]byte, error) {
-	userData, err := ImageUserData(p)
+	shape, err := shapeOf(o.Provisioner)
+	if err != nil {
+		return nil, err
+	}
+	userData, err := shape.userData(p)
 	if err != nil {
 		return nil, err
 	}
@@ -61,41 +68,40 @@ func Packer(p *plan.Plan, o Options) ([]byte, error) {
 			continue
 		}
 		if string(p.Host.Platform) == s.kind {
-			return nil, &TooLargeError{p.Host.Name, p.Host.Platform, len(userData), s.limit, Options{Target: imageOnly, Gzip: true}}
+			return nil, &TooLargeError{p.Host.Name, p.Host.Platform, len(userData), s.limit, Options{Target: imageOnly}}
 		}
 		left = append(left, fmt.Sprintf("There is no %s source: the user-data has %d bytes, and it takes %d.", s.kind, len(userData), s.limit))
 	}
 	f := newPackerFile()
-	f.comment(packerHeader(&p.Image, sources, left)...)
+	f.comment(packerHeader(shape, &p.Image, sources, left)...)
 	f.blank()
-	packerRequirements(f, sources)
+	packerRequirements(f, shape, sources)
 	f.section("What a site changes.")
-	packerVariables(f, &p.Image, sources)
+	packerVariables(f, shape, &p.Image, sources)
 	for _, s := range sources {
 		f.section("The machine that " + s.kind + " starts.")
 		s.source(f.block("source", s.kind, packerName), &p.Image)
 	}
 	f.section("What becomes of it.")
-	packerBuild(f, &p.Image, sources)
-	f.section("The image half, and the scripts around it.")
-	if err := packerLocals(f, p, userData); err != nil {
+	packerBuild(f, shape, &p.Image, sources)
+	f.section(shape.localsTitle)
+	if err := packerLocals(f, shape, p, userData); err != nil {
 		return nil, err
 	}
 	return f.bytes()
 }
 
-func packerHeader(image *plan.Image, sources []packerSource, left []string) []string {
+func packerHeader(shape *packerShape, image *plan.Image, sources []packerSource, left []string) []string {
 	lines := []string{
 		fmt.Sprintf("Packer template of the golden image of the profile %q, on %s %s (%s).",
 			image.Profile, image.Release.ID, cmp.Or(image.Release.Version, image.Release.Codename), image.Release.Architecture),
 		"Made by kiln: change the profile, not this file.",
 		"",
-		"It starts a stock cloud image, has cloud-init install the image half of the",
-		"profile there, seals the result and keeps it. It holds no secret and nothing",
-		"of any one host.",
-		"",
-		"    packer init FILE",
 	}
+	lines = append(lines, shape.about...)
+	lines = append(lines, "")
+	lines = append(lines, shape.install...)
+	lines = append(lines, "    packer init FILE")
 	for _, s := range sources {
 		lines = append(lines, "    packer build -only='"+s.kind+".*' "+packerExample(s.kind)+" FILE")
 	}
@@ -122,15 +128,18 @@ func packerExample(kind string) string {
 	return "-var base_image_url=FILE-OR-URL -var base_image_checksum=sha512:HASH"
 }
 
-func packerRequirements(f *packerBody, sources []packerSource) {
+func packerRequirements(f *packerBody, shape *packerShape, sources []packerSource) {
 	b := f.block("packer")
 	b.set("required_version", cty.StringVal(">= 1.10.0"))
 	plugins := b.block("required_plugins")
+	require := func(name, source, version string) {
+		plugins.set(name, cty.ObjectVal(map[string]cty.Value{"source": cty.StringVal(source), "version": cty.StringVal(version)}))
+	}
 	for _, s := range sources {
-		plugins.set(s.kind, cty.ObjectVal(map[string]cty.Value{
-			"source":  cty.StringVal(s.plugin),
-			"version": cty.StringVal(s.version),
-		}))
+		require(s.kind, s.plugin, s.version)
+	}
+	if shape.plugin {
+		require("kiln", kilnPlugin, kilnPluginVersion)
 	}
 }
 
@@ -143,7 +152,7 @@ type packerVariable struct {
 	condition, message string
 }
 
-func packerVariables(f *packerBody, image *plan.Image, sources []packerSource) {
+func packerVariables(f *packerBody, shape *packerShape, image *plan.Image, sources []packerSource) {
 	list := []packerVariable{{
 		name:        "image_name",
 		description: "The name of the finished image.",
@@ -163,6 +172,7 @@ func packerVariables(f *packerBody, image *plan.Image, sources []packerSource) {
 		condition:   matches("ssh_timeout", `^([0-9]+(ms|s|m|h))+$`),
 		message:     "The ssh_timeout must be a duration, such as 90s or 20m.",
 	}}
+	list = append(list, shape.variables...)
 	for _, s := range sources {
 		list = append(list, s.variables(image)...)
 	}
@@ -209,25 +219,31 @@ func imageName(image *plan.Image) string {
 	return strings.Trim(name, "-._")
 }
 
-func packerBuild(f *packerBody, image *plan.Image, sources []packerSource) {
+func packerBuild(f *packerBody, shape *packerShape, image *plan.Image, sources []packerSource) {
 	b := f.block("build")
 	names := make([]cty.Value, len(sources))
 	for i, s := range sources {
 		names[i] = cty.StringVal("source." + s.kind + "." + packerName)
 	}
 	b.set("sources", cty.TupleVal(names))
-	for _, script := range []string{"wait", "seal"} {
+	for _, provision := range shape.provisioners {
 		b.blank()
-		shell := b.block("provisioner", "shell")
-		shell.expr("inline", "[local."+script+"]")
-		shell.expr("environment_vars", `["BUILD_USER=${var.ssh_username}"]`)
-		shell.set("execute_command", cty.StringVal("sudo env {{ .Vars }} sh -eu {{ .Path }}"))
+		provision(b, image)
 	}
 	for _, s := range sources {
-		if s.finish != nil {
-			b.blank()
-			s.finish(b)
+		if s.disk == "" {
+			continue
 		}
+		only := cty.TupleVal([]cty.Value{cty.StringVal(s.kind + "." + packerName)})
+		if shape.plugin {
+			b.blank()
+			checkWithKiln(b, image, only)
+		}
+		b.blank()
+		checksum := b.block("post-processor", "checksum")
+		checksum.set("only", only)
+		checksum.set("checksum_types", cty.TupleVal([]cty.Value{cty.StringVal("sha256")}))
+		checksum.expr("output", `"`+s.disk+`/SHA256SUMS"`)
 	}
 	b.blank()
 	manifest := b.block("post-processor", "manifest")
@@ -241,16 +257,13 @@ func packerBuild(f *packerBody, image *plan.Image, sources []packerSource) {
 	}))
 }
 
-func packerLocals(f *packerBody, p *plan.Plan, userData []byte) error {
+func packerLocals(f *packerBody, shape *packerShape, p *plan.Plan, userData []byte) error {
 	b := f.block("locals")
 	b.text("user_data", string(userData))
 	b.blank()
 	b.comment("Plugins take {{ in any string for the start of a Go template.")
 	b.expr("user_data_protected", `replace(local.user_data, "{{", "{{ \"{{\" }}")`)
-	for _, s := range []struct {
-		name   string
-		script func(*plan.Plan) (string, error)
-	}{{"wait", waitScript}, {"seal", sealScript}} {
+	for _, s := range shape.scripts {
 		text, err := s.script(p)
 		if err != nil {
 			return err

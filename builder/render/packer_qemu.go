@@ -24,12 +24,7 @@ func qemuSource() packerSource {
 		version:   ">= 1.0.9, < 2.0.0",
 		variables: qemuVariables,
 		source:    qemuBlock,
-		finish: func(b *packerBody) {
-			checksum := b.block("post-processor", "checksum")
-			checksum.set("only", cty.TupleVal([]cty.Value{cty.StringVal("qemu." + packerName)}))
-			checksum.set("checksum_types", cty.TupleVal([]cty.Value{cty.StringVal("sha256")}))
-			checksum.expr("output", `"${var.output_directory}/SHA256SUMS"`)
-		},
+		disk:      "${var.output_directory}",
 	}
 }
 

@@ -18,7 +18,7 @@ func waitScript(p *plan.Plan) (string, error) {
 	return strings.ReplaceAll(waitText, "@USERS@", shellQuote(" "+strings.Join(names, " ")+" ")), nil
 }
 
-const waitText = `# Waits until cloud-init has installed the image half; fails if it couldn't.
+const waitText = `# Waits until cloud-init is done with what it was given; fails if it failed.
 users=@USERS@
 case $users in
 *" $BUILD_USER "*)
@@ -44,7 +44,6 @@ fi
 // as patterns below the root: identities that each host makes for itself, what
 // that machine's network was, caches, and remains of the build.
 const forgotten = `
-	etc/ssh/ssh_host_* etc/ssh/sshd_config.d/50-cloud-init.conf
 	var/lib/systemd/random-seed var/lib/systemd/credential.secret boot/efi/loader/random-seed boot/loader/random-seed
 	var/lib/NetworkManager/secret_key
 	etc/hostname etc/netplan/50-cloud-init.yaml etc/network/interfaces.d/50-cloud-init*
@@ -54,10 +53,20 @@ const forgotten = `
 	var/lib/chrony/chrony.drift var/lib/ntpsec/ntp.drift var/lib/systemd/timers/* var/lib/systemd/timesync/*
 	var/lib/cloud/* var/log/journal/* var/log/*.gz var/log/*.[0-9] var/log/*/*.gz var/log/*/*.[0-9]
 	var/cache/apt/*.bin var/cache/apt/archives/*.deb var/lib/apt/lists/* var/cache/debconf/*-old
-	var/lib/dpkg/*-old var/backups/* var/crash/* tmp/* var/tmp/*
+	var/lib/dpkg/*-old var/backups/* var/crash/* tmp/* tmp/.[!.]* var/tmp/* var/tmp/.[!.]*
 	etc/passwd- etc/shadow- etc/group- etc/gshadow- etc/subuid- etc/subgid-
-	root/.bash_history root/.lesshst root/.wget-hsts root/.cache root/.ssh/authorized_keys root/.ssh/known_hosts
+	root/.bash_history root/.lesshst root/.wget-hsts root/.cache root/.ssh/known_hosts
+	etc/.pwd.lock etc/.updated var/.updated etc/*.dpkg-* etc/*.ucf-* var/lib/ucf/*.[0-9]
+	var/log/apt/* var/log/alternatives.log var/log/bootstrap.log var/log/dpkg.log var/log/fontconfig.log var/log/unattended-upgrades/*
+	var/cache/ldconfig/aux-cache var/cache/apt/archives/lock var/cache/apt/archives/partial/*
+	var/lib/dpkg/lock* var/lib/dpkg/triggers/Lock var/lib/apt/periodic/* var/lib/systemd/catalog/database.tmp
+	initrd.img.old vmlinuz.old
 `
+
+// connection is what must be forgotten as well, and what the build's connection
+// to a live machine may need until that is shut down: who has to connect anew
+// meanwhile still can.
+const connection = "etc/ssh/ssh_host_* etc/ssh/sshd_config.d/50-cloud-init.conf root/.ssh/authorized_keys"
 
 // agentState are the places below an agent's data directory where it keeps
 // what it calls itself.
@@ -80,7 +89,7 @@ func dataDirectories(image *plan.Image) []string {
 // itself put where such remains usually are, stays.
 func sealScript(p *plan.Plan) (string, error) {
 	directories := dataDirectories(&p.Image)
-	patterns := strings.Fields(forgotten)
+	patterns := strings.Fields(forgotten + connection)
 	for _, d := range directories {
 		for _, state := range agentState {
 			patterns = append(patterns, d+"/"+state)
@@ -96,6 +105,11 @@ func sealScript(p *plan.Plan) (string, error) {
 			keep += f.Path + "\n"
 		}
 	}
+	for i := range p.Image.Users {
+		if u := &p.Image.Users[i]; len(u.SSHKeys) > 0 {
+			keep += path.Join(homeOf(u), ".ssh/authorized_keys") + "\n"
+		}
+	}
 	resolver := "[ -L etc/resolv.conf ] || : >etc/resolv.conf"
 	if slices.ContainsFunc(files, func(f plan.File) bool { return f.Path == "/etc/resolv.conf" }) {
 		resolver = ": # the profile has an /etc/resolv.conf of its own"
@@ -106,6 +120,7 @@ func sealScript(p *plan.Plan) (string, error) {
 			lines.WriteString("forget " + line + "\n")
 		}
 	}
+	lines.WriteString("later " + connection + "\n")
 	if slices.ContainsFunc(p.Image.Packages, func(p plan.Package) bool { return p.Name == "vault" }) {
 		lines.WriteString("# A key that Vault's package makes for whoever has none.\nforget opt/vault/tls/*\n")
 	}
@@ -140,7 +155,9 @@ const sealText = `# Seals this machine's disk as a golden image: nothing may be 
 # cleans a tree of files instead.
 cd "${1:-/}"
 live=$([ "$PWD" = / ] && echo yes || echo no)
+booted=$([ "$live" = yes ] && [ -d /run/systemd/system ] && echo yes || echo no)
 keep=@KEEP@
+remove=remove_now
 
 # forget removes files, but for those that the profile has put there.
 forget() {
@@ -157,42 +174,93 @@ forget() {
 			# A directory that holds such files: go into it.
 			forget "$path"/*
 			;;
-		*) rm -rf -- "$path" ;;
+		*) "$remove" "$path" ;;
 		esac
 	done
 }
+remove_now() {
+	rm -rf -- "$1"
+}
+remove_at_shutdown() {
+	printf '%s\n' "$1" >>/run/kiln-forget-list
+}
 
-if [ "$live" = yes ]; then
+# later is forget for what a live machine still needs: until it is shut down, the
+# connection of the build can be made anew.
+later() {
+	if [ "$booted" = yes ]; then
+		remove=remove_at_shutdown
+	fi
+	forget "$@"
+	remove=remove_now
+}
+
+if [ "$booted" = yes ]; then
 	# These write their state when they are stopped.
 	systemctl stop nomad.service consul.service systemd-random-seed.service 2>/dev/null || :
-	cloud-init clean --logs --seed
+	rm -f /run/kiln-forget-list
+fi
+if [ "$live" = yes ]; then
+	if command -v cloud-init >/dev/null; then
+		cloud-init clean --logs --seed
+		# It has told debconf which disk this machine starts from, for a package
+		# that needn't be there, and will tell it on each host.
+		if [ ! -e var/lib/dpkg/info/grub-pc.list ] && command -v debconf-communicate >/dev/null; then
+			echo purge | DEBIAN_FRONTEND=noninteractive debconf-communicate grub-pc >/dev/null
+		fi
+	fi
 	apt-get clean
 fi
 
 @FORGET@
-forget home/"$BUILD_USER"/.ssh/authorized_keys home/"$BUILD_USER"/.bash_history
+forget home/"$BUILD_USER"/.bash_history
+later home/"$BUILD_USER"/.ssh/authorized_keys
 find var/log -xdev -type f -exec truncate -s 0 {} +
 if [ -e etc/hosts ]; then
 	sed -i '/kiln-build/d' etc/hosts
 fi
 @RESOLVER@
 : >etc/machine-id
-if [ -e var/lib/dbus/machine-id ] && [ ! -L var/lib/dbus/machine-id ]; then
-	rm -f var/lib/dbus/machine-id
-fi
+# Another name of it, which each boot makes anew.
+forget var/lib/dbus/machine-id
+rmdir var/lib/cloud 2>/dev/null || :
 
 if [ "$live" = yes ]; then
 	# The user that Packer is logged in as goes when the machine does.
 	cat >/run/kiln-forget-builder <<EOF
-userdel --force --remove '$BUILD_USER'
-rm -f /etc/sudoers.d/90-cloud-init-users /etc/passwd- /etc/shadow- /etc/group- /etc/gshadow- /etc/subuid- /etc/subgid-
-rm -rf /var/log/journal/*
-find /var/log -xdev -type f -exec truncate -s 0 {} +
-sync
+builder='$BUILD_USER'
 EOF
+	cat >>/run/kiln-forget-builder <<'EOF'
+cd /
+# The journal is open, and would be written to once more.
+journalctl --relinquish-var || :
+if [ "$builder" != root ]; then
+	userdel --force --remove "$builder"
+fi
+if [ -e /run/kiln-forget-list ]; then
+	while IFS= read -r path; do
+		# A private key would stay in the disk's free blocks.
+		find "./$path" -xdev -type f -exec shred --iterations=0 --zero {} + || :
+		rm -rf -- "$path"
+	done </run/kiln-forget-list
+fi
+rm -f etc/sudoers.d/90-cloud-init-users etc/passwd- etc/shadow- etc/group- etc/gshadow- etc/subuid- etc/subgid- etc/.pwd.lock
+rm -rf var/log/journal/*
+find var/log -xdev -type f -exec truncate -s 0 {} +
+sync
+fstrim -a || :
+EOF
+fi
+if [ "$booted" = yes ]; then
 	cat >/run/systemd/system/kiln-forget-builder.service <<'EOF'
 [Unit]
 Description=Remove the user that built this image
+# It has its turn late: after the shutdown is written down in wtmp, and before file
+# systems go.
+DefaultDependencies=no
+After=local-fs.target
+Before=systemd-update-utmp.service shutdown.target
+Conflicts=shutdown.target
 
 [Service]
 Type=oneshot
@@ -204,6 +272,9 @@ EOF
 	systemctl start kiln-forget-builder.service
 	fstrim -a || :
 	sync
+elif [ "$live" = yes ]; then
+	# In a container nothing is shut down.
+	sh /run/kiln-forget-builder
 fi
 `
 

@@ -97,28 +97,33 @@ func mailContent(t testing.TB, text string) string {
 }
 
 func TestPackerGolden(t *testing.T) {
-	for _, architecture := range []string{"amd64", "arm64"} {
+	for _, test := range []struct {
+		name, architecture string
+		provisioner        Provisioner
+	}{{"amd64", "amd64", ""}, {"arm64", "arm64", CloudInitProvisioner}, {"kiln", "amd64", KilnProvisioner}} {
 		p := testplan.New()
-		p.Image.Release.Architecture = architecture
-		text, err := Packer(p, Options{})
+		p.Image.Release.Architecture = test.architecture
+		text, err := Packer(p, Options{Provisioner: test.provisioner})
 		if err != nil {
 			t.Fatal(err)
 		}
-		again, err := Packer(p, Options{})
+		again, err := Packer(p, Options{Provisioner: test.provisioner})
 		if err != nil || !bytes.Equal(text, again) {
 			t.Error("the same plan gave other bytes")
 		}
 		if !bytes.Equal(text, hclwrite.Format(text)) {
 			t.Error("the template isn't in its canonical form")
 		}
-		want, err := cloudConfig(p, imageOnly)
-		if err != nil {
-			t.Fatal(err)
+		want := []byte(letIn)
+		if test.provisioner != KilnProvisioner {
+			if want, err = cloudConfig(p, imageOnly); err != nil {
+				t.Fatal(err)
+			}
 		}
 		if got := packerLocal(t, text, "user_data"); got != string(want) {
 			t.Errorf("the user-data is\n%s\nwanted\n%s", got, want)
 		}
-		golden(t, "packer/"+architecture+".pkr.hcl", text)
+		golden(t, "packer/"+test.name+".pkr.hcl", text)
 	}
 }
 
@@ -128,13 +133,15 @@ func TestPackerNoHost(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	text, err := Packer(p, Options{Target: Stock})
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, host := range []string{"build01", "s3cr3t", "teigi", "alice", "192.0.2.", "nomad.hcl", "host.manifest", "S3X"} {
-		if bytes.Contains(text, []byte(host)) {
-			t.Errorf("the template has %s of the host", host)
+	for _, provisioner := range []Provisioner{CloudInitProvisioner, KilnProvisioner} {
+		text, err := Packer(p, Options{Target: Stock, Provisioner: provisioner})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, host := range []string{"build01", "s3cr3t", "teigi", "alice", "192.0.2.", "nomad.hcl", "host.manifest", "S3X"} {
+			if bytes.Contains(text, []byte(host)) {
+				t.Errorf("the template has %s of the host", host)
+			}
 		}
 	}
 }
@@ -216,12 +223,20 @@ func TestPackerLimit(t *testing.T) {
 	}
 	p.Host.Platform = plan.PlatformOpenStack
 	var large *TooLargeError
-	if _, err := Packer(p, Options{}); !errors.As(err, &large) || large.Limit != plan.PlatformOpenStack.UserDataLimit() {
+	if _, err := Packer(p, Options{}); !errors.As(err, &large) || large.Limit != plan.PlatformOpenStack.UserDataLimit() || !strings.Contains(err.Error(), "--provisioner kiln") {
 		t.Errorf("for a host in OpenStack: %v", err)
+	}
+	// Kiln's own provisioner doesn't bring it in user-data.
+	text, err = Packer(p, Options{Provisioner: KilnProvisioner})
+	if err != nil || !bytes.Contains(text, []byte(`source "openstack"`)) {
+		t.Errorf("with the kiln provisioner: %v", err)
 	}
 }
 
 func TestPackerErrors(t *testing.T) {
+	if _, err := Packer(testplan.New(), Options{Provisioner: "puppet"}); err == nil || !strings.Contains(err.Error(), `no provisioner is called "puppet": use cloud-init`) {
+		t.Errorf("an unknown provisioner: %v", err)
+	}
 	p := testplan.New()
 	p.Image.AptSources[0].Key = nil
 	if _, err := Packer(p, Options{}); err == nil || !strings.Contains(err.Error(), "has no key") {
@@ -270,7 +285,7 @@ func TestSealScript(t *testing.T) {
 	}
 	kept := map[string]string{
 		"etc/netplan/50-cloud-init.yaml": "x", "var/lib/dhcp/kept/by the profile": "x", "etc/ssh/sshd_config": "x", "etc/passwd": "x",
-		"home/alice/.ssh/authorized_keys": "x", "data/a b/nomad/plugins/driver": "x", "var/log/dpkg.log": "", "etc/machine-id": "",
+		"home/alice/.ssh/authorized_keys": "x", "data/a b/nomad/plugins/driver": "x", "var/log/daemon.log": "", "etc/machine-id": "",
 		"etc/resolv.conf": "", "etc/hosts": "127.0.0.1 localhost\n",
 	}
 	root := t.TempDir()

@@ -71,6 +71,9 @@ type Options struct {
 	// Variant is the system that Butane and Ignition configs are for; empty is
 	// Flatcar.
 	Variant Variant
+	// Provisioner is what a Packer template has bring the Image half into the
+	// machine; empty is cloud-init.
+	Provisioner Provisioner
 }
 
 // Paths that Kiln's own machinery reads on a host. The profile base, which

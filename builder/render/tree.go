@@ -60,22 +60,37 @@ func Files(p *plan.Plan, o Options) (*Tree, error) {
 		files = mergeFiles(files, host)
 		t.addOthers(&p.Host.Layer)
 	}
+	return t, t.fill(files, directories)
+}
+
+// ImageTree is the tree of the Image half alone.
+func ImageTree(image *plan.Image) (*Tree, error) {
+	files, err := ImageFiles(image)
+	if err != nil {
+		return nil, err
+	}
+	t := &Tree{}
+	return t, t.fill(files, image.Directories)
+}
+
+// fill adds files and directories, and looks whether they can be on one disk.
+func (t *Tree) fill(files []plan.File, directories []plan.Directory) error {
 	for _, d := range directories {
 		t.Entries = append(t.Entries, Entry{Path: d.Path, Owner: d.Owner, Group: d.Group, Mode: d.Mode, Dir: true})
 	}
 	for i := range files {
 		f := &files[i]
 		if err := checkFile(f); err != nil {
-			return nil, err
+			return err
 		}
 		content, err := f.Content.Bytes()
 		if err != nil {
-			return nil, fmt.Errorf("the content of %s: %w", f.Path, err)
+			return fmt.Errorf("the content of %s: %w", f.Path, err)
 		}
 		t.Entries = append(t.Entries, Entry{Path: f.Path, Owner: f.Owner, Group: f.Group, Mode: f.Mode, Target: f.Target, Content: content, Secret: f.Content.HoldsSecrets()})
 	}
 	slices.SortStableFunc(t.Entries, func(a, b Entry) int { return strings.Compare(a.Path, b.Path) })
-	return t, t.check()
+	return t.check()
 }
 
 func (t *Tree) addOthers(l *plan.Layer) {

@@ -11,6 +11,7 @@ import (
 	"github.com/alisw/kiln/cluster"
 	"github.com/alisw/kiln/cluster/apply"
 	"github.com/alisw/kiln/cluster/remote"
+	"github.com/alisw/kiln/cmd/internal/baking"
 	"github.com/alisw/kiln/internal/ui"
 	"github.com/alisw/kiln/plan"
 )
@@ -117,11 +118,11 @@ func (o *applyOptions) wants(ctx context.Context, args []string) ([]*apply.Want,
 	if err != nil {
 		return nil, err
 	}
-	secrets := newResolver(site)
+	secrets := baking.Resolver(site)
 	var wants []*apply.Want
 	seen := map[string]bool{}
 	for _, name := range args {
-		p, err := hostPlan(ctx, site, name)
+		p, err := baking.HostPlan(ctx, site, name)
 		if err != nil {
 			return nil, err
 		}

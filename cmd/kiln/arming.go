@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/alisw/kiln/cluster"
+	"github.com/alisw/kiln/cmd/internal/baking"
 	"github.com/alisw/kiln/images"
 	"github.com/alisw/kiln/netboot/state"
 	"github.com/alisw/kiln/plan"
@@ -54,7 +55,7 @@ func (a *armer) close() {
 func newArmer(site *profiles.Site, askNomad bool) (*armer, error) {
 	a := &armer{site: site}
 	var err error
-	if a.store, err = openStore(); err != nil {
+	if a.store, err = baking.OpenStore(); err != nil {
 		return nil, err
 	}
 	if a.keys, err = images.SiteKeys(site.Dir); err != nil {
@@ -70,7 +71,7 @@ func newArmer(site *profiles.Site, askNomad bool) (*armer, error) {
 // where none is, with the newest one of its profile. Nothing is changed, and the image
 // stays until the armer is closed.
 func (a *armer) prepare(ctx context.Context, host, image string) (*state.Arming, error) {
-	p, err := hostPlan(ctx, a.site, host)
+	p, err := baking.HostPlan(ctx, a.site, host)
 	if err != nil {
 		return nil, err
 	}

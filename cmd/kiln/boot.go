@@ -16,6 +16,7 @@ import (
 
 	"github.com/alisw/kiln/builder/boot"
 	"github.com/alisw/kiln/builder/render"
+	"github.com/alisw/kiln/cmd/internal/baking"
 	"github.com/alisw/kiln/images"
 	"github.com/alisw/kiln/internal/regular"
 	"github.com/alisw/kiln/internal/strictyaml"
@@ -107,7 +108,7 @@ func completeBootable(cmd *cobra.Command, args []string, prefix string) ([]strin
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
 	names, directive := completeImages(cmd, args, prefix)
-	if store, err := openStore(); err == nil {
+	if store, err := baking.OpenStore(); err == nil {
 		list, _ := store.List()
 		for _, m := range list {
 			if !slices.Contains(names, m.Profile) {
@@ -254,7 +255,7 @@ func (b *booting) asHost(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	p, err := hostPlan(ctx, site, b.options.host)
+	p, err := baking.HostPlan(ctx, site, b.options.host)
 	if err != nil {
 		return err
 	}
@@ -267,7 +268,7 @@ func (b *booting) asHost(ctx context.Context) error {
 			p.Host.Origin, p.Host.Name, p.Image.Definition, b.image.Short(), b.image.Definition, p.Image.Profile)
 	}
 	if !b.options.withoutSecrets {
-		if p, err = p.WithSecrets(ctx, newResolver(site)); err != nil {
+		if p, err = p.WithSecrets(ctx, baking.Resolver(site)); err != nil {
 			return err
 		}
 	}

@@ -6,9 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -17,10 +14,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/alisw/kiln/builder/bake"
+	"github.com/alisw/kiln/cmd/internal/baking"
 	"github.com/alisw/kiln/images"
-	"github.com/alisw/kiln/images/check"
-	"github.com/alisw/kiln/internal/problem"
-	"github.com/alisw/kiln/internal/strictyaml"
 	"github.com/alisw/kiln/internal/ui"
 	"github.com/alisw/kiln/profiles"
 )
@@ -96,47 +91,24 @@ func runBuild(ctx context.Context, o *buildOptions, names []string, u *ui.UI) er
 	if err != nil {
 		return err
 	}
-	cache, err := buildCache()
-	if err != nil {
-		return err
-	}
-	store, err := openStore()
-	if err != nil {
-		return err
-	}
-	size, err := cacheSize(os.Getenv("KILN_CACHE_SIZE"))
-	if err != nil {
+	if _, err := baking.CacheSize(); err != nil {
 		return usageError{err}
 	}
 	show := newBuildProgress(u, o.json)
 	show.explain = o.explain
-	lock, err := images.ReadLock(site.Dir)
+	builds, err := baking.Builds(ctx, site, targets, func(m baking.Missed) {
+		u.Notef("the secret %s isn't searched for in images: %s", m.Secret, m.Why)
+	})
 	if err != nil {
 		return err
 	}
-	canaries := sync.OnceValues(func() ([]check.Canary, error) {
-		list, missed, err := siteCanaries(ctx, site)
-		for _, m := range missed {
-			u.Notef("the secret %s isn't searched for in images: %s", m.Secret, m.Why)
-		}
-		return list, err
-	})
-	// All problems of all profiles are known before anything is built.
-	builds := make([]bake.Options, 0, len(targets))
-	var problems problem.List
-	for _, t := range targets {
-		b, found, err := bakeOptions(site, t)
-		if err != nil {
-			return err
-		}
-		problems = append(problems, found...)
-		b.Lock, b.Cache, b.CacheSize, b.Store, b.Formats, b.Events = lock, cache, size, store, formats, show.event
-		b.Canaries = func(context.Context) ([]check.Canary, error) { return canaries() }
-		builds = append(builds, b)
-	}
-	problems.Sort()
-	if err := problems.Err(); err != nil {
+	cache := builds[0].Cache
+	store, err := baking.OpenStore()
+	if err != nil {
 		return err
+	}
+	for i := range builds {
+		builds[i].Store, builds[i].Formats, builds[i].Events = store, formats, show.event
 	}
 	if err := asOwner(ctx, "kiln build", cache, store); err != nil {
 		return err
@@ -180,33 +152,23 @@ func buildAll(ctx context.Context, builds []bake.Options, store *images.Store, s
 	return nil
 }
 
-// target is one image to build.
-type target struct{ profile, definition string }
-
 // buildTargets are the images that were asked for, or those that the site's
 // hosts have.
-func buildTargets(ctx context.Context, site *profiles.Site, names []string, definition string) ([]target, error) {
-	known := map[string]profiles.ProfileInfo{}
-	for _, p := range site.ProfileInfos() {
-		known[p.Name] = p
-	}
-	var list []target
+func buildTargets(ctx context.Context, site *profiles.Site, names []string, definition string) ([]baking.Target, error) {
+	var list []baking.Target
 	for _, n := range names {
-		if known[n].Abstract {
-			return nil, fmt.Errorf("the profile %s is abstract: build one that extends it", n)
-		}
-		if t := (target{n, cmp.Or(definition, images.Default)}); !slices.Contains(list, t) {
+		if t := (baking.Target{Profile: n, Definition: cmp.Or(definition, images.Default)}); !slices.Contains(list, t) {
 			list = append(list, t)
 		}
 	}
 	if len(names) > 0 {
 		return list, nil
 	}
-	seen := map[target]bool{}
+	seen := map[baking.Target]bool{}
 	problems, err := site.HostInfos(ctx, func(h profiles.HostInfo) bool {
-		t := target{h.Profile, h.Image}
+		t := baking.Target{Profile: h.Profile, Definition: h.Image}
 		if definition != "" {
-			t.definition = definition
+			t.Definition = definition
 		}
 		if !seen[t] {
 			seen[t] = true
@@ -221,26 +183,6 @@ func buildTargets(ctx context.Context, site *profiles.Site, names []string, defi
 		err = errors.New("the site has no hosts: name the profiles to build (kiln profiles lists them)")
 	}
 	return list, err
-}
-
-// bakeOptions are what the site says of an image.
-func bakeOptions(site *profiles.Site, t target) (bake.Options, problem.List, error) {
-	definition, ok := site.Definition(t.definition)
-	if !ok {
-		return bake.Options{}, nil, fmt.Errorf("there is no image definition %q: %s", t.definition, strictyaml.DidYouMean(t.definition, site.Definitions()))
-	}
-	image, problems := site.Image(t.profile, t.definition)
-	return bake.Options{Image: image, Definition: definition, Mirror: siteMirror(site, definition)}, problems, nil
-}
-
-// siteMirror is where the site has its packages from.
-func siteMirror(site *profiles.Site, d images.Definition) bake.Mirror {
-	m := bake.Mirror{URI: site.File.Apt.Mirror.V, Security: site.File.Apt.Security.V}
-	key := filepath.Join(site.Dir, "keys", d.Release.ID+".asc")
-	if _, err := os.Stat(key); !errors.Is(err, fs.ErrNotExist) {
-		m.Key = key
-	}
-	return m
 }
 
 // buildProgress shows a build: a line that is drawn over itself on a terminal,

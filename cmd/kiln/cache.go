@@ -7,15 +7,12 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"math"
 	"os"
-	"path/filepath"
-	"strconv"
-	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/alisw/kiln/builder/bake"
+	"github.com/alisw/kiln/cmd/internal/baking"
 	"github.com/alisw/kiln/images"
 	"github.com/alisw/kiln/internal/ui"
 )
@@ -52,29 +49,6 @@ that the cache lacks are fetched first. The same lock gives the same file.`,
 	return cmd
 }
 
-// buildCache is the folder that kiln build keeps its steps and packages in.
-func buildCache() (string, error) {
-	dir, err := images.CacheDir()
-	return filepath.Join(dir, "build"), err
-}
-
-// defaultCacheSize is how many bytes builds keep: a dozen images' worth.
-const defaultCacheSize = 40_000_000_000
-
-// cacheSize reads a size such as 500MB or 20GB; empty is the default.
-func cacheSize(s string) (int64, error) {
-	if s == "" {
-		return defaultCacheSize, nil
-	}
-	number, unit := strings.TrimRight(s, "kKMGTB "), strings.TrimLeft(s, "0123456789")
-	n, err := strconv.ParseInt(number, 10, 64)
-	factor, ok := map[string]int64{"": 1, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}[strings.ToUpper(strings.TrimSpace(unit))]
-	if err != nil || !ok || n <= 0 || n > math.MaxInt64/factor {
-		return 0, fmt.Errorf("KILN_CACHE_SIZE is %q: write how much builds may keep, such as 20GB", s)
-	}
-	return n * factor, nil
-}
-
 func runCacheExport(ctx context.Context, global *globalOptions, to string, u *ui.UI) error {
 	site, err := global.open()
 	if err != nil {
@@ -87,7 +61,7 @@ func runCacheExport(ctx context.Context, global *globalOptions, to string, u *ui
 	if lock == nil {
 		return fmt.Errorf("the site has no %s, which says what to export: run kiln lock", images.LockFile)
 	}
-	cache, err := buildCache()
+	cache, err := baking.CacheDir()
 	if err != nil {
 		return err
 	}
@@ -97,7 +71,7 @@ func runCacheExport(ctx context.Context, global *globalOptions, to string, u *ui
 		if len(s.Profiles) == 0 {
 			continue
 		}
-		b, problems, err := bakeOptions(site, target{s.Profiles[0], s.Definition})
+		b, problems, err := baking.Options(site, baking.Target{Profile: s.Profiles[0], Definition: s.Definition})
 		if err := errors.Join(err, problems.Err()); err != nil {
 			return err
 		}
@@ -124,7 +98,7 @@ func runCacheImport(ctx context.Context, from string, u *ui.UI) error {
 		return err
 	}
 	defer f.Close()
-	cache, err := buildCache()
+	cache, err := baking.CacheDir()
 	if err != nil {
 		return err
 	}

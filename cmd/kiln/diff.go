@@ -21,22 +21,28 @@ func newDiffCommand(u *ui.UI) *cobra.Command {
 		Short: "Compare two images, and say what made them differ",
 		Long: `Diff shows how the image B differs from A: packages, files, modes and owners, units,
 kernel and its command line, and which input of the build caused it. An image is
-named by its ID, the beginning of it, or its profile: then its newest is meant.
+named by its ID, the beginning of it, or its profile: then its newest is meant. A name
+with a slash in it is a disk's file, raw or qcow2, whatever has made that: of its root
+file system (ext4), the content is compared.
 
 The exit status is 0 if the images are the same, 1 if they differ, and 2 if anything
 is in the way of comparing them.`,
 		Example: `  kiln diff plain alissandra
   kiln diff 4f1c2e alissandra --files      # what has the last build changed?
+  kiln diff alissandra output/alissandra.qcow2   # has Packer made the same?
   kiln diff 4f1c2e alissandra --json | jq -r '.packages[].name'`,
 		Args: cobra.ExactArgs(2),
 		ValidArgsFunction: func(cmd *cobra.Command, args []string, prefix string) ([]string, cobra.ShellCompDirective) {
 			if len(args) > 1 {
 				return nil, cobra.ShellCompDirectiveNoFileComp
 			}
+			if strings.Contains(prefix, "/") {
+				return nil, cobra.ShellCompDirectiveDefault
+			}
 			return completeBootable(cmd, nil, prefix)
 		},
-		RunE: verb(func(_ context.Context, _ *cobra.Command, args []string) error {
-			return runDiff(args[0], args[1], asJSON, files, u)
+		RunE: verb(func(ctx context.Context, _ *cobra.Command, args []string) error {
+			return runDiff(ctx, args[0], args[1], asJSON, files, u)
 		}),
 	}
 	cmd.Flags().BoolVar(&files, "files", false, "list all files, however many they are")
@@ -45,8 +51,8 @@ is in the way of comparing them.`,
 }
 
 // runDiff has its own exit statuses: any error but errShown is trouble.
-func runDiff(a, b string, asJSON, allFiles bool, u *ui.UI) error {
-	d, err := diff(a, b)
+func runDiff(ctx context.Context, a, b string, asJSON, allFiles bool, u *ui.UI) error {
+	d, err := diff(ctx, a, b)
 	if err == nil {
 		if asJSON {
 			err = printJSON(u, d)
@@ -61,22 +67,6 @@ func runDiff(a, b string, asJSON, allFiles bool, u *ui.UI) error {
 		return errShown
 	}
 	return nil
-}
-
-func diff(a, b string) (*images.Diff, error) {
-	store, err := openStore()
-	if err != nil {
-		return nil, err
-	}
-	before, err := store.Find(a)
-	if err != nil {
-		return nil, err
-	}
-	after, err := store.Find(b)
-	if err != nil {
-		return nil, err
-	}
-	return images.Compare(before, after), nil
 }
 
 // The most that the table shows of one kind.
@@ -104,6 +94,10 @@ func printDiff(out io.Writer, d *images.Diff, allFiles bool) error {
 		name string
 		of   *images.Compared
 	}{{"A", &d.A}, {"B", &d.B}} {
+		if c.of.ID == "" {
+			fmt.Fprintln(s.w, visible(fmt.Sprintf("%s  the disk %s", c.name, c.of.Profile)))
+			continue
+		}
 		fmt.Fprintln(s.w, visible(fmt.Sprintf("%s  %s  %s on %s, made %s", c.name, c.of.ID[:min(12, len(c.of.ID))], c.of.Profile, c.of.Definition, c.of.Created.Local().Format("2006-01-02 15:04"))))
 	}
 	if d.Same {
@@ -293,7 +287,7 @@ func (s *sections) causes(d *images.Diff) {
 	switch {
 	case len(d.Remade) > 0:
 		s.row("so these steps ran again: " + strings.Join(d.Remade, ", "))
-	case len(d.Causes) == 0 && !d.Same:
+	case len(d.Causes) == 0 && !d.Same && d.A.ID != "" && d.B.ID != "":
 		s.head("caused by nothing that the manifests tell of")
 	}
 	if len(d.Tools) > 0 {

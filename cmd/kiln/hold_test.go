@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/alisw/kiln/cmd/internal/baking"
 	"github.com/alisw/kiln/images"
 	"github.com/alisw/kiln/netboot/state"
 	"github.com/alisw/kiln/plan"
@@ -25,7 +26,7 @@ var tinySite = map[string]string{
 func newTinyImage(t *testing.T) (*images.Store, *images.Manifest) {
 	t.Helper()
 	t.Setenv("KILN_CACHE", t.TempDir())
-	store, err := openStore()
+	store, err := baking.OpenStore()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -102,7 +103,7 @@ func TestHeldByHosts(t *testing.T) {
 	arming := state.Arming{Host: "build01.example.org", MACs: []plan.MAC{"52:54:00:00:00:01"}, Image: m.ID, Profile: "tiny", Disk: "its only disk"}
 	way := func(want string) {
 		t.Helper()
-		err := heldByHosts(store, m.ID)
+		err := store.Held(m.ID)
 		if want == "" && err != nil || want != "" && (!errors.Is(err, images.ErrInUse) || !strings.Contains(err.Error(), want)) {
 			t.Errorf("%v, not %q", err, want)
 		}
@@ -117,7 +118,7 @@ func TestHeldByHosts(t *testing.T) {
 		t.Fatal(i, err)
 	}
 	way("to install build01.example.org (booted)")
-	if err := heldByHosts(store, strings.Repeat("a", 64)); err != nil {
+	if err := store.Held(strings.Repeat("a", 64)); err != nil {
 		t.Errorf("another image: %v", err)
 	}
 	if _, err := s.Disarm(arming.Host, "bob"); err != nil {

@@ -2,19 +2,16 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
 
-	"github.com/alisw/kiln/builder/render"
+	"github.com/alisw/kiln/cmd/internal/baking"
 	"github.com/alisw/kiln/images"
 	"github.com/alisw/kiln/images/check"
 	"github.com/alisw/kiln/internal/ui"
-	"github.com/alisw/kiln/plan"
-	"github.com/alisw/kiln/profiles"
 )
 
 type imageCheckOptions struct {
@@ -57,14 +54,8 @@ type imageCheckResult struct {
 	OK       bool            `json:"ok"`
 	Findings []check.Finding `json:"findings"`
 	// Searched are the site's secrets that were searched for, by their names.
-	Searched []string     `json:"searched"`
-	Missed   []missedOnes `json:"not_searched"`
-}
-
-// missedOnes is a secret that wasn't searched for, and why.
-type missedOnes struct {
-	Secret string `json:"secret"`
-	Why    string `json:"why"`
+	Searched []string        `json:"searched"`
+	Missed   []baking.Missed `json:"not_searched"`
 }
 
 func runImagesCheck(ctx context.Context, o *imageCheckOptions, what string, u *ui.UI) error {
@@ -80,7 +71,7 @@ func runImagesCheck(ctx context.Context, o *imageCheckOptions, what string, u *u
 		return err
 	}
 	defer release()
-	r := imageCheckResult{Image: m.ID, Profile: m.Profile, Findings: []check.Finding{}, Searched: []string{}, Missed: []missedOnes{}}
+	r := imageCheckResult{Image: m.ID, Profile: m.Profile, Findings: []check.Finding{}, Searched: []string{}, Missed: []baking.Missed{}}
 	// No verdicts: all of the disk is searched, whatever its manifest says.
 	options := check.Options{}
 	if err := o.fromSite(ctx, m, &options, &r, u); err != nil {
@@ -137,13 +128,13 @@ func (o *imageCheckOptions) fromSite(ctx context.Context, m *images.Manifest, op
 	if err != nil {
 		return err
 	}
-	paths, err := plannedPaths(site, m)
+	paths, err := baking.PlannedPaths(site, m.Profile, m.Definition)
 	if err != nil {
 		return err
 	}
 	options.Allowed = check.Planned(paths)
-	var missed []missedOnes
-	if options.Canaries, missed, err = siteCanaries(ctx, site); err != nil {
+	var missed []baking.Missed
+	if options.Canaries, missed, err = baking.Canaries(ctx, site); err != nil {
 		return err
 	}
 	r.Missed = append(r.Missed, missed...)
@@ -152,42 +143,4 @@ func (o *imageCheckOptions) fromSite(ctx context.Context, m *images.Manifest, op
 		r.Searched = append(r.Searched, name)
 	}
 	return nil
-}
-
-// siteCanaries are the site's secrets, to be searched for, and those that can't be.
-func siteCanaries(ctx context.Context, site *profiles.Site) (canaries []check.Canary, missed []missedOnes, err error) {
-	resolver := newResolver(site)
-	for _, s := range site.File.Secrets {
-		ref, err := plan.ParseRef(s.Value.V)
-		if err != nil {
-			continue // opening the site has said so
-		}
-		value, err := resolver.Resolve(ctx, ref)
-		switch {
-		case ctx.Err() != nil:
-			return nil, nil, context.Cause(ctx)
-		case err != nil:
-			missed = append(missed, missedOnes{s.Key, err.Error()})
-			continue
-		}
-		c := check.Canary{Name: s.Key + " (" + string(ref) + ")", Value: value}
-		if len(check.TooShort([]check.Canary{c})) > 0 {
-			missed = append(missed, missedOnes{s.Key, fmt.Sprintf("with less than %d bytes, it stands anywhere by chance: take a longer one", check.LeastCanary)})
-			continue
-		}
-		canaries = append(canaries, c)
-	}
-	return canaries, missed, nil
-}
-
-// plannedPaths are where the profile of an image puts something. A site that
-// doesn't have the profile any more plans nothing.
-func plannedPaths(site *profiles.Site, m *images.Manifest) (map[string]bool, error) {
-	known := slices.ContainsFunc(site.ProfileInfos(), func(p profiles.ProfileInfo) bool { return p.Name == m.Profile && !p.Abstract })
-	if _, ok := site.Definition(m.Definition); !ok || !known {
-		return nil, nil
-	}
-	image, problems := site.Image(m.Profile, m.Definition)
-	paths, err := render.ImagePaths(&image)
-	return paths, errors.Join(problems.Err(), err)
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/alisw/kiln/builder/bake"
+	"github.com/alisw/kiln/cmd/internal/baking"
 	"github.com/alisw/kiln/images"
 	"github.com/alisw/kiln/internal/ui"
 )
@@ -45,19 +46,9 @@ the newest is meant.`,
 	return cmd
 }
 
-func openStore() (*images.Store, error) {
-	cache, err := images.CacheDir()
-	if err != nil {
-		return nil, err
-	}
-	store := &images.Store{Dir: filepath.Join(cache, "images")}
-	store.Held = func(id string) error { return heldByHosts(store, id) }
-	return store, nil
-}
-
 // findImage finds the image that is meant, as Store.Find does, in the user's store.
 func findImage(what string) (*images.Store, *images.Manifest, error) {
-	store, err := openStore()
+	store, err := baking.OpenStore()
 	if err != nil {
 		return nil, nil, err
 	}
@@ -101,7 +92,7 @@ func infoOf(m *images.Manifest, store *images.Store) *imageInfo {
 }
 
 func runImagesList(asJSON bool, u *ui.UI) error {
-	store, err := openStore()
+	store, err := baking.OpenStore()
 	if err != nil {
 		return err
 	}
@@ -139,7 +130,7 @@ func runImagesList(asJSON bool, u *ui.UI) error {
 // completeImages offers the images of the store.
 func completeImages(_ *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
 	var names []string
-	if store, err := openStore(); err == nil {
+	if store, err := baking.OpenStore(); err == nil {
 		list, _ := store.List()
 		for _, m := range list {
 			names = append(names, cobra.CompletionWithDesc(m.Short(), m.Profile+" on "+m.Definition))
@@ -316,7 +307,7 @@ func runImagesExport(ctx context.Context, what string, names []string, output st
 	for _, f := range formats {
 		to := filepath.Clean(output)
 		if isDir && (len(formats) > 1 || f != images.FormatNetboot) {
-			to = filepath.Join(output, exportName(m, f))
+			to = filepath.Join(output, m.ExportName(f))
 		}
 		if err := bake.Export(ctx, nil, store, m, f, to); err != nil {
 			return err
@@ -327,18 +318,6 @@ func runImagesExport(ctx context.Context, what string, names []string, output st
 		}
 	}
 	return nil
-}
-
-// exportName is what an image's file is called in a folder.
-func exportName(m *images.Manifest, f images.Format) string {
-	name := m.Profile + "-" + m.Definition + "-" + m.Short()
-	switch f {
-	case images.FormatNetboot:
-		return name
-	case images.FormatTar:
-		return name + ".tar.zst"
-	}
-	return name + "." + string(f)
 }
 
 func newImagesRemoveCommand(u *ui.UI) *cobra.Command {
@@ -352,7 +331,7 @@ installed with (kiln status), which is an error.`,
 		Args:              cobra.MinimumNArgs(1),
 		ValidArgsFunction: completeImages,
 		RunE: verb(func(_ context.Context, _ *cobra.Command, args []string) error {
-			store, err := openStore()
+			store, err := baking.OpenStore()
 			if err != nil {
 				return err
 			}
@@ -411,11 +390,11 @@ it says so.`,
 			if keep < 0 {
 				return usagef("--keep %d: it's a number of images", keep)
 			}
-			store, err := openStore()
+			store, err := baking.OpenStore()
 			if err != nil {
 				return err
 			}
-			dir, err := buildCache()
+			dir, err := baking.CacheDir()
 			if err != nil {
 				return err
 			}

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/alisw/kiln/builder/bake"
+	"github.com/alisw/kiln/cmd/internal/baking"
 	"github.com/alisw/kiln/images"
 	"github.com/alisw/kiln/internal/ui"
 	"github.com/alisw/kiln/profiles"
@@ -99,18 +100,18 @@ func known(lock *images.Lock, names []string) error {
 
 // lockTargets are the images of the site: those that its hosts have, those that
 // are in the lock, and the ones that are asked for.
-func lockTargets(ctx context.Context, site *profiles.Site, old *images.Lock, names []string, definition string) ([]target, error) {
+func lockTargets(ctx context.Context, site *profiles.Site, old *images.Lock, names []string, definition string) ([]baking.Target, error) {
 	list, err := buildTargets(ctx, site, names, definition)
 	if err != nil {
 		return nil, err
 	}
-	add := func(t target) {
+	add := func(t baking.Target) {
 		if !slices.Contains(list, t) {
 			list = append(list, t)
 		}
 	}
 	problems, err := site.HostInfos(ctx, func(h profiles.HostInfo) bool {
-		add(target{h.Profile, h.Image})
+		add(baking.Target{Profile: h.Profile, Definition: h.Image})
 		return true
 	})
 	if len(names) > 0 && errors.Is(err, profiles.ErrNoInventory) {
@@ -124,41 +125,41 @@ func lockTargets(ctx context.Context, site *profiles.Site, old *images.Lock, nam
 		for _, name := range old.Sets[i].Profiles {
 			isThere := slices.ContainsFunc(infos, func(p profiles.ProfileInfo) bool { return p.Name == name && !p.Abstract })
 			if _, ok := site.Definition(old.Sets[i].Definition); ok && isThere {
-				add(target{name, old.Sets[i].Definition})
+				add(baking.Target{Profile: name, Definition: old.Sets[i].Definition})
 			}
 		}
 	}
 	return list, nil
 }
 
-func resolveAll(ctx context.Context, site *profiles.Site, targets []target, old *images.Lock, update bake.Update, u *ui.UI) (*images.Lock, error) {
-	cache, err := buildCache()
+func resolveAll(ctx context.Context, site *profiles.Site, targets []baking.Target, old *images.Lock, update bake.Update, u *ui.UI) (*images.Lock, error) {
+	cache, err := baking.CacheDir()
 	if err != nil {
 		return nil, err
 	}
 	lock := &images.Lock{}
 	for _, t := range targets {
-		b, problems, err := bakeOptions(site, t)
+		b, problems, err := baking.Options(site, t)
 		if err := errors.Join(err, problems.Err()); err != nil {
 			return nil, err
 		}
 		b.Cache = cache
 		packages, firmware := bake.Asked(b)
-		if set := lock.Find(t.definition, packages, firmware); set != nil {
-			set.Profiles = append(set.Profiles, t.profile)
+		if set := lock.Find(t.Definition, packages, firmware); set != nil {
+			set.Profiles = append(set.Profiles, t.Profile)
 			slices.Sort(set.Profiles)
 			continue
 		}
-		if set := old.Find(t.definition, packages, firmware); set != nil && !update.Any() {
+		if set := old.Find(t.Definition, packages, firmware); set != nil && !update.Any() {
 			again := *set
-			again.Profiles = []string{t.profile}
+			again.Profiles = []string{t.Profile}
 			lock.Sets = append(lock.Sets, again)
 			continue
 		}
-		u.Notef("%s on %s: apt resolves %d packages and what they need …", t.profile, t.definition, len(packages))
+		u.Notef("%s on %s: apt resolves %d packages and what they need …", t.Profile, t.Definition, len(packages))
 		set, err := bake.Resolve(ctx, b, old, update)
 		if err != nil {
-			return nil, fmt.Errorf("locking %s on %s: %w", t.profile, t.definition, err)
+			return nil, fmt.Errorf("locking %s on %s: %w", t.Profile, t.Definition, err)
 		}
 		lock.Sets = append(lock.Sets, *set)
 	}

@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/alisw/kiln/cmd/internal/baking"
 	"github.com/alisw/kiln/internal/ui"
 	"github.com/alisw/kiln/profiles"
 )
@@ -51,7 +52,7 @@ func TestInstalledSeed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := hostPlan(t.Context(), site, "build01")
+	p, err := baking.HostPlan(t.Context(), site, "build01")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/alisw/kiln/cmd/internal/baking"
 	"github.com/alisw/kiln/netboot/state"
 )
 
@@ -25,22 +26,10 @@ func (o *stateOptions) flag(cmd *cobra.Command) {
 
 // directory is where the server keeps its state.
 func (o *stateOptions) directory() (string, error) {
-	for _, said := range []string{o.dir, os.Getenv("KILN_STATE")} {
-		if said != "" {
-			return said, nil
-		}
+	if o.dir != "" {
+		return o.dir, nil
 	}
-	if os.Geteuid() == 0 {
-		return "/var/lib/kiln", nil
-	}
-	if dir := os.Getenv("XDG_STATE_HOME"); filepath.IsAbs(dir) {
-		return filepath.Join(dir, "kiln"), nil
-	}
-	home, err := os.UserHomeDir()
-	if err != nil {
-		return "", fmt.Errorf("there is no place for the server's state: name one with --state DIR: %w", err)
-	}
-	return filepath.Join(home, ".local/state/kiln"), nil
+	return baking.StateDir()
 }
 
 // missing tells whether there is no state yet.

@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/alisw/kiln/cmd/internal/baking"
 	"github.com/alisw/kiln/internal/ui"
 )
 
@@ -39,7 +40,7 @@ func runPlan(ctx context.Context, o *planOptions, args []string, u *ui.UI) error
 	if err != nil {
 		return err
 	}
-	p, err := hostPlan(ctx, site, args[0])
+	p, err := baking.HostPlan(ctx, site, args[0])
 	if err != nil {
 		return err
 	}

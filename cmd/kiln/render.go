@@ -12,11 +12,10 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/alisw/kiln/builder/render"
+	"github.com/alisw/kiln/cmd/internal/baking"
 	"github.com/alisw/kiln/internal/strictyaml"
 	"github.com/alisw/kiln/internal/ui"
 	"github.com/alisw/kiln/plan"
-	"github.com/alisw/kiln/profiles"
-	"github.com/alisw/kiln/secrets"
 )
 
 // format is one way of bringing a host up.
@@ -53,6 +52,7 @@ type renderOptions struct {
 	format      string
 	target      string
 	variant     string
+	provisioner string
 	platform    string
 	output      string
 	gzip        bool
@@ -95,6 +95,7 @@ files, which are for their owner alone (mode 0600).`,
   kiln render build01 --format seed --with-secrets -o build01.img
   kiln render build01 --format files -o /tmp/build01     # a tree, to diff
   kiln render build01 --format ignition --variant fcos   # for an image that has the image half
+  kiln render build01 --format packer --provisioner kiln -o build01.pkr.hcl
   kiln render --all --format seed -o seeds`,
 		Args:              cobra.MaximumNArgs(1),
 		ValidArgsFunction: completeHosts(global, 1),
@@ -106,6 +107,7 @@ files, which are for their owner alone (mode 0600).`,
 	f.StringVarP(&o.format, "format", "f", "cloud-init", "`FORMAT`, one of "+strings.Join(formatNames(), ", "))
 	f.StringVar(&o.target, "for", "golden", "`IMAGE` that it is for: golden, one of ours (the host half), or stock, somebody else's (both halves)")
 	f.StringVar(&o.variant, "variant", string(render.Flatcar), "`SYSTEM` that a Butane or Ignition config is for: flatcar or fcos")
+	f.StringVar(&o.provisioner, "provisioner", string(render.CloudInitProvisioner), "`PROVISIONER` that a Packer template has install the image half: cloud-init, with stock plugins alone, or kiln, Kiln's own plugin")
 	f.StringVar(&o.platform, "platform", "", "`PLATFORM` where the host runs, which limits the size of its user-data: metal, openstack or ec2 (default: what the inventory says)")
 	f.StringVarP(&o.output, "output", "o", "", "`FILE` or directory to write")
 	f.BoolVar(&o.gzip, "gzip", false, "compress user-data; cloud-init unpacks it by itself")
@@ -114,6 +116,7 @@ files, which are for their owner alone (mode 0600).`,
 	complete(cmd, "format", formatNames()...)
 	complete(cmd, "for", "golden", "stock")
 	complete(cmd, "variant", string(render.Flatcar), string(render.FCOS))
+	complete(cmd, "provisioner", string(render.CloudInitProvisioner), string(render.KilnProvisioner))
 	complete(cmd, "platform", platforms...)
 	return cmd
 }
@@ -139,30 +142,16 @@ func runRender(ctx context.Context, o *renderOptions, set func(string) bool, arg
 		return err
 	}
 	if o.withSecrets {
-		r.secrets = newResolver(site)
+		r.secrets = baking.Resolver(site)
 	}
 	if o.all {
 		return r.all(ctx, site, u)
 	}
-	p, err := hostPlan(ctx, site, args[0])
+	p, err := baking.HostPlan(ctx, site, args[0])
 	if err != nil {
 		return err
 	}
 	return r.one(ctx, p, u)
-}
-
-// newResolver finds the secrets of a site.
-func newResolver(site *profiles.Site) plan.Resolver {
-	return &secrets.Resolver{Dir: site.Dir, VaultAddress: vaultAddress(site)}
-}
-
-// hostPlan is the plan of one host, if nothing is wrong with it.
-func hostPlan(ctx context.Context, site *profiles.Site, name string) (*plan.Plan, error) {
-	p, problems, err := site.Host(ctx, name)
-	if err != nil {
-		return nil, err
-	}
-	return p, problems.Err()
 }
 
 // newRenderer makes sense of the flags together.
@@ -189,7 +178,11 @@ func newRenderer(o *renderOptions, set func(string) bool, args []string, u *ui.U
 	if err != nil {
 		return nil, usageError{err}
 	}
-	r.options = render.Options{Target: target, Gzip: o.gzip, Variant: variant}
+	provisioner, err := render.ParseProvisioner(o.provisioner)
+	if err != nil {
+		return nil, usageError{err}
+	}
+	r.options = render.Options{Target: target, Gzip: o.gzip, Variant: variant, Provisioner: provisioner}
 	return r, nil
 }
 
@@ -202,6 +195,8 @@ func (r *renderer) checkFlags(o *renderOptions, set func(string) bool) error {
 		return usagef("a %s template has the image half alone: leave --for out", r.format.name)
 	case set("variant") && !r.format.variants:
 		return usagef("--variant is for the formats butane and ignition, not for %s: leave it out", r.format.name)
+	case set("provisioner") && r.format.name != "packer":
+		return usagef("--provisioner is for the format packer, not for %s: leave it out", r.format.name)
 	case o.gzip && r.format.name != "cloud-init" && r.format.name != "seed":
 		return usagef("--gzip is for cloud-init's user-data and seeds: compress a file of format %s with gzip, if its reader takes that", r.format.name)
 	case o.withSecrets && !r.format.halves:

@@ -2,15 +2,12 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
-	"os"
-	"path/filepath"
 	"slices"
 
 	"github.com/spf13/cobra"
 
+	"github.com/alisw/kiln/cmd/internal/baking"
 	"github.com/alisw/kiln/internal/strictyaml"
 	"github.com/alisw/kiln/internal/ui"
 	"github.com/alisw/kiln/profiles"
@@ -147,49 +144,8 @@ func verb(f func(context.Context, *cobra.Command, []string) error) func(*cobra.C
 	}
 }
 
-const siteFile = "site.yaml"
-
-var errNoSite = errors.New("there is no " + siteFile + " here or above: name a site with --site DIR, or make one with kiln init DIR")
-
 // directory finds the site: where the caller says, else here or above.
-func (o *globalOptions) directory() (string, error) {
-	for _, said := range []string{o.site, os.Getenv("KILN_SITE")} {
-		if said == "" {
-			continue
-		}
-		// Who names the file means its site.
-		if info, err := os.Stat(said); err == nil && !info.IsDir() && filepath.Base(said) == siteFile {
-			return filepath.Dir(said), nil
-		}
-		return said, nil
-	}
-	here, err := os.Getwd()
-	if err != nil {
-		return "", fmt.Errorf("looking for the site: %w", err)
-	}
-	// Relative names are what an operator sees in problems, and can click on.
-	for dir, shown := here, "."; ; dir, shown = filepath.Dir(dir), filepath.Join(shown, "..") {
-		if _, err := os.Stat(filepath.Join(dir, siteFile)); err == nil {
-			return shown, nil
-		} else if !errors.Is(err, fs.ErrNotExist) {
-			return "", fmt.Errorf("looking for the site: %w", err)
-		}
-		if dir == filepath.Dir(dir) {
-			return "", errNoSite
-		}
-	}
-}
+func (o *globalOptions) directory() (string, error) { return baking.SiteDirectory(o.site) }
 
 // open opens the site, which must be without problems so far.
-func (o *globalOptions) open() (*profiles.Site, error) {
-	dir, err := o.directory()
-	if err != nil {
-		return nil, err
-	}
-	s, problems, err := profiles.Open(dir)
-	if err != nil {
-		return nil, err
-	}
-	problems.Sort()
-	return s, problems.Err()
-}
+func (o *globalOptions) open() (*profiles.Site, error) { return baking.OpenSite(o.site) }

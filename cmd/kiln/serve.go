@@ -21,6 +21,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/alisw/kiln/cmd/internal/baking"
 	"github.com/alisw/kiln/internal/strictyaml"
 	"github.com/alisw/kiln/internal/ui"
 	"github.com/alisw/kiln/netboot/dashboard"
@@ -181,7 +182,7 @@ func newServing(ctx context.Context, o *serveOptions, u *ui.UI) (*serving, error
 		return nil, err
 	}
 	s.dhcp.SetHosts(s.site.registered())
-	images, err := openStore()
+	images, err := baking.OpenStore()
 	if err != nil {
 		return nil, err
 	}

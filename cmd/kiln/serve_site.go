@@ -16,6 +16,7 @@ import (
 
 	"github.com/alisw/kiln/builder/render"
 	"github.com/alisw/kiln/cluster/verify"
+	"github.com/alisw/kiln/cmd/internal/baking"
 	"github.com/alisw/kiln/images"
 	"github.com/alisw/kiln/netboot"
 	"github.com/alisw/kiln/netboot/protocol"
@@ -141,11 +142,11 @@ func (s *servedSite) keys() []string { return s.now.Load().keys }
 // plan is a host's, with its secrets.
 func (s *servedSite) plan(ctx context.Context, host string) (*plan.Plan, error) {
 	site := s.now.Load().site
-	p, err := hostPlan(ctx, site, host)
+	p, err := baking.HostPlan(ctx, site, host)
 	if err != nil {
 		return nil, err
 	}
-	return p.WithSecrets(ctx, newResolver(site))
+	return p.WithSecrets(ctx, baking.Resolver(site))
 }
 
 // check tells whether a host's data can be had, before anything is written.
@@ -194,7 +195,7 @@ func ownAddress(other string) (string, error) {
 // given is a host's seed as people may see it: with references in the places of
 // secrets.
 func (s *servedSite) given(ctx context.Context, host string) ([]protocol.SeedFile, error) {
-	p, err := hostPlan(ctx, s.now.Load().site, host)
+	p, err := baking.HostPlan(ctx, s.now.Load().site, host)
 	if err != nil {
 		return nil, err
 	}
@@ -204,7 +205,7 @@ func (s *servedSite) given(ctx context.Context, host string) ([]protocol.SeedFil
 // verify tells whether the cluster has a host as it should be.
 func (s *servedSite) verify(ctx context.Context, host string) (bool, []string, error) {
 	n := s.now.Load()
-	p, err := hostPlan(ctx, n.site, host)
+	p, err := baking.HostPlan(ctx, n.site, host)
 	if err != nil {
 		return false, nil, err
 	}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/alisw/kiln/cmd/internal/baking"
 	"github.com/alisw/kiln/images"
 	"github.com/alisw/kiln/internal/ui"
 )
@@ -162,14 +163,14 @@ func exportSignature(store *images.Store, m *images.Manifest, f images.Format, t
 // there is no site, there are none.
 func (o *globalOptions) trustedKeys() ([]images.PublicKey, error) {
 	dir, err := o.directory()
-	if errors.Is(err, errNoSite) {
+	if errors.Is(err, baking.ErrNoSite) {
 		return nil, nil
 	}
 	if err != nil {
 		return nil, err
 	}
 	// One that isn't there has no keys, which mustn't mean that all is trusted.
-	if _, err := os.Stat(filepath.Join(dir, siteFile)); err != nil {
+	if _, err := os.Stat(filepath.Join(dir, baking.SiteFile)); err != nil {
 		return nil, fmt.Errorf("looking for the keys that images are trusted by: %w", err)
 	}
 	return images.SiteKeys(dir)

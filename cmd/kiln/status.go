@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
+	"github.com/alisw/kiln/cmd/internal/baking"
 	"github.com/alisw/kiln/internal/ui"
 	"github.com/alisw/kiln/netboot/state"
 	tables "github.com/alisw/kiln/netboot/status"
@@ -126,7 +127,7 @@ func (o *statusOptions) names(ctx context.Context, args []string) ([]string, err
 		return nil, nil
 	}
 	site, err := o.open()
-	if err != nil && !errors.Is(err, errNoSite) {
+	if err != nil && !errors.Is(err, baking.ErrNoSite) {
 		return nil, err
 	}
 	names := make([]string, len(args))

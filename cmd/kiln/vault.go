@@ -12,11 +12,11 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/alisw/kiln/cluster/vault"
+	"github.com/alisw/kiln/cmd/internal/baking"
 	"github.com/alisw/kiln/images"
 	"github.com/alisw/kiln/internal/lazyregexp"
 	"github.com/alisw/kiln/internal/problem"
 	"github.com/alisw/kiln/internal/ui"
-	"github.com/alisw/kiln/profiles"
 )
 
 type vaultOptions struct {
@@ -155,16 +155,11 @@ func (o *vaultOptions) compare(ctx context.Context, u *ui.UI) (*vaultCompared, e
 			u.Notef("%s", p.Error())
 		}
 	}
-	if c.server, err = vault.Connect(vaultAddress(site)); err != nil {
+	if c.server, err = vault.Connect(baking.VaultAddress(site)); err != nil {
 		return nil, err
 	}
 	c.plan, err = c.server.Compare(ctx, settings)
 	return c, err
-}
-
-// vaultAddress is where Vault is unless the environment says otherwise.
-func vaultAddress(site *profiles.Site) string {
-	return site.File.VaultAddress.Or("https://vault.service.consul:8200")
 }
 
 func (c *vaultCompared) print(o *vaultOptions, u *ui.UI) error {

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/alisw/kiln/cluster/vault"
+	"github.com/alisw/kiln/cmd/internal/baking"
 	"github.com/alisw/kiln/internal/lazyregexp"
 	"github.com/alisw/kiln/internal/ui"
 	"github.com/alisw/kiln/profiles"
@@ -85,8 +86,8 @@ func runVaultRevoke(ctx context.Context, o *revokeOptions, u *ui.UI) error {
 		if err != nil {
 			return err
 		}
-		address = vaultAddress(site)
-	case !errors.Is(err, errNoSite):
+		address = baking.VaultAddress(site)
+	case !errors.Is(err, baking.ErrNoSite):
 		return err
 	}
 	server, err := vault.Connect(address)

@@ -16,6 +16,7 @@ import (
 	"github.com/alisw/kiln/cluster"
 	"github.com/alisw/kiln/cluster/remote"
 	"github.com/alisw/kiln/cluster/verify"
+	"github.com/alisw/kiln/cmd/internal/baking"
 	"github.com/alisw/kiln/images"
 	"github.com/alisw/kiln/internal/problem"
 	"github.com/alisw/kiln/internal/strictyaml"
@@ -174,7 +175,7 @@ func (o *verifyHostsOptions) files(ctx context.Context, site *profiles.Site, p *
 		return nil, nil
 	}
 	if o.withSecrets {
-		resolved, err := p.WithSecrets(ctx, newResolver(site))
+		resolved, err := p.WithSecrets(ctx, baking.Resolver(site))
 		if err != nil {
 			return nil, err
 		}
@@ -262,9 +263,9 @@ func plansOf(ctx context.Context, site *profiles.Site, names []string) (plans []
 // versionsFrom finds what the lock has of the agents, for the image that a host
 // is of.
 func versionsFrom(site *profiles.Site, lock *images.Lock) func(*plan.Plan) verify.Versions {
-	known := map[target]verify.Versions{}
+	known := map[baking.Target]verify.Versions{}
 	return func(p *plan.Plan) verify.Versions {
-		key := target{p.Image.Profile, p.Image.Definition}
+		key := baking.Target{Profile: p.Image.Profile, Definition: p.Image.Definition}
 		if v, ok := known[key]; ok || lock == nil {
 			return v
 		}

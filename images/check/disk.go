@@ -7,6 +7,7 @@ import (
 	"hash/crc32"
 	"io"
 	"os"
+	"slices"
 	"unicode/utf16"
 
 	"golang.org/x/sys/unix"
@@ -28,10 +29,22 @@ type diskFile struct {
 
 type partition struct {
 	name       string
-	start, end int64 // bytes
+	kind       [16]byte // its type's GUID, as the table has it
+	start, end int64    // bytes
 }
 
+// rootPartition is what disks that Kiln makes call it.
 const rootPartition = "root"
+
+// The types of partitions that a root may be of, in the order of the table's
+// bytes: those that say so (for x86-64 and arm64), and the one of any Linux data.
+var (
+	rootTypes = [][16]byte{
+		{0xe3, 0xbc, 0x68, 0x4f, 0xcd, 0xe8, 0xb1, 0x4d, 0x96, 0xe7, 0xfb, 0xca, 0xf9, 0x84, 0xb7, 0x09},
+		{0x45, 0xb0, 0x21, 0xb9, 0xf0, 0x1d, 0xc3, 0x41, 0xaf, 0x44, 0x4c, 0x6f, 0x28, 0x0d, 0x3f, 0xae},
+	}
+	linuxType = [16]byte{0xaf, 0x3d, 0xc6, 0x0f, 0x83, 0x84, 0x72, 0x47, 0x8e, 0x79, 0x3d, 0x69, 0xd8, 0x47, 0x7d, 0xe4}
+)
 
 func openDisk(name string) (*diskFile, error) {
 	f, err := os.Open(name)
@@ -58,17 +71,50 @@ func (d *diskFile) open() error {
 	if err := d.readTable(); err != nil {
 		return err
 	}
-	for i := range d.partitions {
-		if d.partitions[i].name == rootPartition {
-			d.root = &d.partitions[i]
-		}
-	}
-	if d.root == nil {
-		return errors.New("it has no partition called root, as disks that kiln build makes have")
+	if d.root = d.findRoot(); d.root == nil {
+		return errors.New("it has no partition called root, as disks that kiln build makes have, nor one of a root's type with an ext4 file system, as stock cloud images have")
 	}
 	d.rootReader = io.NewSectionReader(d, d.root.start, d.root.end-d.root.start)
 	d.fs, err = ext4.Open(d.rootReader, d.root.end-d.root.start)
 	return err
+}
+
+// findRoot is the partition with the root's file system; nil is that there is
+// none. Kiln's is known by its name. Of a stock image, whose partitions have
+// none, it is the one of a root's type, or else the largest one with Linux data
+// that is ext4: Ubuntu's has a smaller one with /boot besides.
+func (d *diskFile) findRoot() *partition {
+	var root *partition
+	best := [2]int64{}
+	for i := range d.partitions {
+		p := &d.partitions[i]
+		rank := [2]int64{0, p.end - p.start}
+		switch {
+		case p.name == rootPartition:
+			rank[0] = 3
+		case slices.Contains(rootTypes, p.kind) && d.isExt4(p):
+			rank[0] = 2
+		case p.kind == linuxType && d.isExt4(p):
+			rank[0] = 1
+		default:
+			continue
+		}
+		if rank[0] > best[0] || rank[0] == best[0] && rank[1] > best[1] {
+			root, best = p, rank
+		}
+	}
+	return root
+}
+
+// isExt4 tells whether a partition has the magic number of ext4's superblock.
+func (d *diskFile) isExt4(p *partition) bool {
+	b := make([]byte, 2)
+	const magicAt = 1024 + 0x38
+	if p.end-p.start < magicAt+int64(len(b)) {
+		return false
+	}
+	_, err := d.ReadAt(b, p.start+magicAt)
+	return err == nil && binary.LittleEndian.Uint16(b) == 0xef53
 }
 
 // readTable reads the GPT, as chapter 5 of the UEFI specification has it.
@@ -81,7 +127,7 @@ func (d *diskFile) readTable() error {
 	sum := le.Uint32(b[16:])
 	clear(b[16:20])
 	if string(b[:8]) != "EFI PART" || le.Uint32(b[12:]) != 92 || crc32.ChecksumIEEE(b[:92]) != sum {
-		return errors.New("it has no partition table of the kind that UEFI knows: is it a raw disk that kiln build made?")
+		return errors.New("it has no partition table of the kind that UEFI knows: is it a raw disk?")
 	}
 	at, count, size := le.Uint64(b[72:]), le.Uint32(b[80:]), le.Uint32(b[84:])
 	if count > 1024 || size < 128 || size > 4096 || at > uint64(d.size)/sectorSize {
@@ -106,7 +152,7 @@ func (d *diskFile) readTable() error {
 		for i := 56; i+1 < 128 && le.Uint16(entries[i:]) != 0; i += 2 {
 			name = append(name, le.Uint16(entries[i:]))
 		}
-		d.partitions = append(d.partitions, partition{string(utf16.Decode(name)), int64(first) * sectorSize, int64(last+1) * sectorSize})
+		d.partitions = append(d.partitions, partition{string(utf16.Decode(name)), [16]byte(entries), int64(first) * sectorSize, int64(last+1) * sectorSize})
 	}
 	return nil
 }

@@ -23,7 +23,8 @@ func TestSealing(t *testing.T) {
 	}
 	var patterns []string
 	for line := range strings.Lines(script) {
-		if rest, ok := strings.CutPrefix(line, "forget "); ok && !strings.Contains(rest, "$") {
+		verb, rest, _ := strings.Cut(line, " ")
+		if (verb == "forget" || verb == "later") && !strings.Contains(rest, "$") {
 			patterns = append(patterns, strings.Fields(rest)...)
 		}
 	}

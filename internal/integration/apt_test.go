@@ -21,14 +21,17 @@ type signer struct {
 	fingerprint string
 }
 
-func newSigner(t *testing.T, name string) signer {
+func newSigner(t *testing.T, name string) signer { return newSignerUntil(t, name, "1d") }
+
+// newSignerUntil makes a key that is good for that long.
+func newSignerUntil(t *testing.T, name, expiry string) signer {
 	t.Helper()
 	program(t, "gpg")
 	s := signer{home: t.TempDir()}
 	if err := os.Chmod(s.home, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	s.gpg(t, "--quick-gen-key", "--passphrase", "", name, "rsa2048", "sign", "1d")
+	s.gpg(t, "--quick-gen-key", "--passphrase", "", name, "rsa2048", "sign", expiry)
 	s.public = s.gpg(t, "--export", "--armor", name)
 	key, err := aptkey.Parse(s.public)
 	if err != nil {

@@ -5,11 +5,13 @@ package integration
 import (
 	"encoding/base64"
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -26,17 +28,23 @@ type packerDir struct {
 	dir     string
 	plugins string
 	env     []string
+	wrap    []string // what runs it, if anything
 }
 
 const templateName = "template.pkr.hcl"
 
-// newPacker installs the plugins, as packer init would have from the network.
-func newPacker(t *testing.T) *packerDir {
+// stockPlugins are HashiCorp's, which rendered templates ask for.
+var stockPlugins = []string{"qemu", "openstack"}
+
+// newPacker installs Kiln's plugin and those of HashiCorp's, as packer init would
+// have from the network.
+func newPacker(t *testing.T, stock ...string) *packerDir {
 	t.Helper()
 	p := &packerDir{t: t, dir: t.TempDir(), plugins: t.TempDir()}
-	for _, plugin := range []string{"qemu", "openstack"} {
+	for _, plugin := range stock {
 		p.must("plugins", "install", "--path", hashicorp(t, "packer-plugin-"+plugin), "github.com/hashicorp/"+plugin)
 	}
+	p.must("plugins", "install", "--path", kilnPlugin(t), "github.com/alisw/kiln")
 	key := filepath.Join(p.dir, "build_key")
 	if out, err := exec.Command(program(t, "ssh-keygen"), "-q", "-t", "ed25519", "-N", "", "-C", "packer", "-f", key).CombinedOutput(); err != nil {
 		t.Fatalf("ssh-keygen: %v\n%s", err, out)
@@ -45,16 +53,46 @@ func newPacker(t *testing.T) *packerDir {
 	return p
 }
 
-// run runs Packer, and gives what it printed.
-func (p *packerDir) run(args ...string) (string, error) {
-	cmd := exec.CommandContext(p.t.Context(), hashicorp(p.t, "packer"), args...)
+// kilnPlugin builds Kiln's own plugin, once.
+func kilnPlugin(t *testing.T) string {
+	t.Helper()
+	pluginOnce.Do(func() {
+		name := filepath.Join(testCache(t), "packer/packer-plugin-kiln")
+		build := exec.Command("go", "build", "-trimpath", "-o", name, "./cmd/packer-plugin-kiln")
+		build.Dir = repository(t)
+		if out, err := build.CombinedOutput(); err != nil {
+			pluginErr = fmt.Errorf("%w\n%s", err, out)
+		}
+		plugin = name
+	})
+	if pluginErr != nil {
+		t.Fatal(pluginErr)
+	}
+	return plugin
+}
+
+var (
+	pluginOnce sync.Once
+	plugin     string
+	pluginErr  error
+)
+
+// command is a call of Packer.
+func (p *packerDir) command(args ...string) *exec.Cmd {
+	args = append(append(slices.Clone(p.wrap), hashicorp(p.t, "packer")), args...)
+	cmd := exec.CommandContext(p.t.Context(), args[0], args[1:]...)
 	cmd.Dir = p.dir
 	// Nothing of the machine's own settings, and no calls home.
 	cmd.Env = append([]string{
 		"PATH=" + os.Getenv("PATH"), "HOME=" + p.dir, "TMPDIR=" + p.t.TempDir(),
 		"PACKER_PLUGIN_PATH=" + p.plugins, "PACKER_CONFIG_DIR=" + p.plugins, "CHECKPOINT_DISABLE=1", "PACKER_NO_COLOR=1",
 	}, p.env...)
-	out, err := cmd.CombinedOutput()
+	return cmd
+}
+
+// run runs Packer, and gives what it printed.
+func (p *packerDir) run(args ...string) (string, error) {
+	out, err := p.command(args...).CombinedOutput()
 	return string(out), err
 }
 
@@ -66,9 +104,9 @@ func (p *packerDir) must(args ...string) {
 }
 
 // template writes the template of a plan's profile.
-func (p *packerDir) template(of *plan.Plan) {
+func (p *packerDir) template(of *plan.Plan, provisioner render.Provisioner) {
 	p.t.Helper()
-	text, err := render.Packer(of, render.Options{})
+	text, err := render.Packer(of, render.Options{Provisioner: provisioner})
 	if err != nil {
 		p.t.Fatal(err)
 	}
@@ -88,7 +126,7 @@ func variables() []string {
 }
 
 func TestPackerTakesTheTemplate(t *testing.T) {
-	p := newPacker(t)
+	p := newPacker(t, stockPlugins...)
 	for _, profile := range shippedProfiles {
 		t.Run(profile, func(t *testing.T) {
 			of := shippedHost(t, profile)
@@ -110,17 +148,21 @@ func TestPackerTakesTheTemplate(t *testing.T) {
 // checkPacker has Packer look at the template of a plan's profile.
 func checkPacker(t *testing.T, p *packerDir, of *plan.Plan) {
 	t.Helper()
-	p.template(of)
-	p.must("fmt", "-check", "-diff", templateName)
-	// The openstack plugin logs in before it looks at anything.
-	cloud := newCloud(t)
-	p.env = cloud.env()
-	p.must(append(append([]string{"validate"}, variables()...), templateName)...)
-	cloud.Lock()
-	defer cloud.Unlock()
-	if cloud.logins == 0 {
-		t.Error("the openstack source wasn't looked at")
+	for _, provisioner := range []render.Provisioner{render.KilnProvisioner, render.CloudInitProvisioner} {
+		p.template(of, provisioner)
+		p.must("fmt", "-check", "-diff", templateName)
+		// The openstack plugin logs in before it looks at anything.
+		cloud := newCloud(t)
+		p.env = cloud.env()
+		p.must(append(append([]string{"validate"}, variables()...), templateName)...)
+		cloud.Lock()
+		if cloud.logins == 0 {
+			t.Errorf("%s: the openstack source wasn't looked at", provisioner)
+		}
+		cloud.Unlock()
 	}
+	// The plugin is there, and so packer init has nothing to fetch.
+	p.must("init", templateName)
 }
 
 // hostileImage has contents that HCL, Packer's plugins and YAML would each
@@ -140,8 +182,8 @@ func hostileImage() *plan.Plan {
 // the CD that it would start with.
 func TestPackerSeed(t *testing.T) {
 	of := hostileImage()
-	p := newPacker(t)
-	p.template(of)
+	p := newPacker(t, stockPlugins...)
+	p.template(of, render.CloudInitProvisioner)
 	bin, iso := t.TempDir(), filepath.Join(t.TempDir(), "seed.iso")
 	// In the places of the machine, and of what copies its disk.
 	for name, script := range map[string]string{
@@ -201,8 +243,8 @@ func checkBuildMetaData(t *testing.T, p *packerDir, text []byte) {
 // at the user-data that it asks with.
 func TestPackerServer(t *testing.T) {
 	of := hostileImage()
-	p := newPacker(t)
-	p.template(of)
+	p := newPacker(t, stockPlugins...)
+	p.template(of, render.CloudInitProvisioner)
 	cloud := newCloud(t)
 	p.env = cloud.env()
 	args := append(append([]string{"build", "-only=openstack.*"}, variables()...), templateName)

@@ -30,6 +30,12 @@ const waitsForIDs = `read -r go <&3 && exec 3<&- && exec setpriv --pdeathsig=KIL
 // namespace of its own, and gives its exit status. It has the same streams,
 // environment and folder. SIGINT, SIGTERM and SIGHUP are SIGTERM to it.
 func Run(ctx context.Context, args []string) (status int, err error) {
+	return RunWith(ctx, args, Streams{os.Stdin, os.Stdout, os.Stderr}, nil)
+}
+
+// RunWith is Run with other streams, and with SIGTERM to what runs once stop is
+// closed.
+func RunWith(ctx context.Context, args []string, streams Streams, stop <-chan struct{}) (status int, err error) {
 	m := look()
 	if err := m.Problem(); err != nil {
 		return 0, err
@@ -43,7 +49,7 @@ func Run(ctx context.Context, args []string) (status int, err error) {
 	}
 	defer goOn.Close()
 	cmd := exec.Command("/bin/sh", append([]string{"-c", waitsForIDs, m.Program}, args...)...)
-	cmd.Stdin, cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = os.Stdin, os.Stdout, os.Stderr, []*os.File{wait}
+	cmd.Stdin, cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = streams.In, streams.Out, streams.Err, []*os.File{wait}
 	cmd.Env = append(os.Environ(), variable+"="+strconv.Itoa(os.Getpid()))
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWUSER, Pdeathsig: syscall.SIGKILL}
 	forward := make(chan os.Signal, 4)
@@ -66,6 +72,9 @@ func Run(ctx context.Context, args []string) (status int, err error) {
 			select {
 			case <-forward:
 				_ = cmd.Process.Signal(syscall.SIGTERM)
+			case <-stop:
+				_ = cmd.Process.Signal(syscall.SIGTERM)
+				stop = nil
 			case <-ended:
 				return
 			}

@@ -14,3 +14,8 @@ func Run(context.Context, []string) (int, error) {
 
 // Inside is Linux's alone.
 func Inside() (bool, error) { return false, nil }
+
+// RunWith is Linux's alone.
+func RunWith(ctx context.Context, args []string, _ Streams, _ <-chan struct{}) (int, error) {
+	return Run(ctx, args)
+}

@@ -10,11 +10,18 @@ package userns
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"strconv"
 	"strings"
 	"syscall"
 )
+
+// Streams are those of what RunWith runs.
+type Streams struct {
+	In       io.Reader
+	Out, Err io.Writer
+}
 
 // Machine is what decides whether a user can have a namespace of his own. The
 // zero value has nothing that allows it.

@@ -376,7 +376,8 @@ bootcmd:
     cd /usr/sbin || exit
     if [ -e policy-rc.d ] && ! grep -q "by kiln" policy-rc.d; then mv policy-rc.d policy-rc.d.kiln; fi
     printf "#!/bin/sh\n# by kiln, while packages are installed\nexit 101\n" >policy-rc.d
-    chmod 755 policy-rc.d'
+    chmod 755 policy-rc.d
+    printf "APT::Install-Recommends \"false\";\n" >/etc/apt/apt.conf.d/99kiln'
 - "getent group mesosci >/dev/null || groupadd --gid 9001 mesosci"
 - "getent passwd robot >/dev/null || useradd --system --create-home --home-dir /var/lib/robot --shell /usr/sbin/nologin --comment '' robot"
 groups: ["shared"]
@@ -447,7 +448,7 @@ packages:
 - "nomad"
 runcmd:
 - |
-  cd /usr/sbin && if [ -e policy-rc.d.kiln ]; then mv policy-rc.d.kiln policy-rc.d; else rm -f policy-rc.d; fi; cd /
+  cd /usr/sbin && if [ -e policy-rc.d.kiln ]; then mv policy-rc.d.kiln policy-rc.d; else rm -f policy-rc.d; fi; cd /; rm -f /etc/apt/apt.conf.d/99kiln
 - "usermod -a -G consul,shared mesosci"
 - install -d -o consul -g consul -m 0750 /build/consul
 - "install -d -o root -g root -m 1777 '/build/with space'"
@@ -467,7 +468,7 @@ END_OF_USER_DATA
   user_data_protected = replace(local.user_data, "{{", "{{ \"{{\" }}")
 
   wait = <<END_OF_WAIT
-# Waits until cloud-init has installed the image half; fails if it couldn't.
+# Waits until cloud-init is done with what it was given; fails if it failed.
 users=' mesosci robot '
 case $users in
 *" $BUILD_USER "*)
@@ -495,8 +496,11 @@ END_OF_WAIT
 # cleans a tree of files instead.
 cd "$${1:-/}"
 live=$([ "$PWD" = / ] && echo yes || echo no)
+booted=$([ "$live" = yes ] && [ -d /run/systemd/system ] && echo yes || echo no)
 keep='
+/var/lib/robot/.ssh/authorized_keys
 '
+remove=remove_now
 
 # forget removes files, but for those that the profile has put there.
 forget() {
@@ -513,19 +517,44 @@ forget() {
 			# A directory that holds such files: go into it.
 			forget "$path"/*
 			;;
-		*) rm -rf -- "$path" ;;
+		*) "$remove" "$path" ;;
 		esac
 	done
 }
+remove_now() {
+	rm -rf -- "$1"
+}
+remove_at_shutdown() {
+	printf '%s\n' "$1" >>/run/kiln-forget-list
+}
 
-if [ "$live" = yes ]; then
+# later is forget for what a live machine still needs: until it is shut down, the
+# connection of the build can be made anew.
+later() {
+	if [ "$booted" = yes ]; then
+		remove=remove_at_shutdown
+	fi
+	forget "$@"
+	remove=remove_now
+}
+
+if [ "$booted" = yes ]; then
 	# These write their state when they are stopped.
 	systemctl stop nomad.service consul.service systemd-random-seed.service 2>/dev/null || :
-	cloud-init clean --logs --seed
+	rm -f /run/kiln-forget-list
+fi
+if [ "$live" = yes ]; then
+	if command -v cloud-init >/dev/null; then
+		cloud-init clean --logs --seed
+		# It has told debconf which disk this machine starts from, for a package
+		# that needn't be there, and will tell it on each host.
+		if [ ! -e var/lib/dpkg/info/grub-pc.list ] && command -v debconf-communicate >/dev/null; then
+			echo purge | DEBIAN_FRONTEND=noninteractive debconf-communicate grub-pc >/dev/null
+		fi
+	fi
 	apt-get clean
 fi
 
-forget etc/ssh/ssh_host_* etc/ssh/sshd_config.d/50-cloud-init.conf
 forget var/lib/systemd/random-seed var/lib/systemd/credential.secret boot/efi/loader/random-seed boot/loader/random-seed
 forget var/lib/NetworkManager/secret_key
 forget etc/hostname etc/netplan/50-cloud-init.yaml etc/network/interfaces.d/50-cloud-init*
@@ -535,36 +564,67 @@ forget var/lib/dhcp/* var/lib/dhclient/* var/lib/dhcpcd/* var/lib/NetworkManager
 forget var/lib/chrony/chrony.drift var/lib/ntpsec/ntp.drift var/lib/systemd/timers/* var/lib/systemd/timesync/*
 forget var/lib/cloud/* var/log/journal/* var/log/*.gz var/log/*.[0-9] var/log/*/*.gz var/log/*/*.[0-9]
 forget var/cache/apt/*.bin var/cache/apt/archives/*.deb var/lib/apt/lists/* var/cache/debconf/*-old
-forget var/lib/dpkg/*-old var/backups/* var/crash/* tmp/* var/tmp/*
+forget var/lib/dpkg/*-old var/backups/* var/crash/* tmp/* tmp/.[!.]* var/tmp/* var/tmp/.[!.]*
 forget etc/passwd- etc/shadow- etc/group- etc/gshadow- etc/subuid- etc/subgid-
-forget root/.bash_history root/.lesshst root/.wget-hsts root/.cache root/.ssh/authorized_keys root/.ssh/known_hosts
+forget root/.bash_history root/.lesshst root/.wget-hsts root/.cache root/.ssh/known_hosts
+forget etc/.pwd.lock etc/.updated var/.updated etc/*.dpkg-* etc/*.ucf-* var/lib/ucf/*.[0-9]
+forget var/log/apt/* var/log/alternatives.log var/log/bootstrap.log var/log/dpkg.log var/log/fontconfig.log var/log/unattended-upgrades/*
+forget var/cache/ldconfig/aux-cache var/cache/apt/archives/lock var/cache/apt/archives/partial/*
+forget var/lib/dpkg/lock* var/lib/dpkg/triggers/Lock var/lib/apt/periodic/* var/lib/systemd/catalog/database.tmp
+forget initrd.img.old vmlinuz.old
+later etc/ssh/ssh_host_* etc/ssh/sshd_config.d/50-cloud-init.conf root/.ssh/authorized_keys
 # What agents call themselves.
 for data in build/consul opt/consul opt/nomad/data var/lib/consul var/lib/nomad; do
 	forget "$data"/node-id "$data"/client/client-id "$data"/client/secret-id "$data"/client/state.db* "$data"/server/* "$data"/serf/* "$data"/raft/* "$data"/checks/* "$data"/services/*
 done
-forget home/"$BUILD_USER"/.ssh/authorized_keys home/"$BUILD_USER"/.bash_history
+forget home/"$BUILD_USER"/.bash_history
+later home/"$BUILD_USER"/.ssh/authorized_keys
 find var/log -xdev -type f -exec truncate -s 0 {} +
 if [ -e etc/hosts ]; then
 	sed -i '/kiln-build/d' etc/hosts
 fi
 [ -L etc/resolv.conf ] || : >etc/resolv.conf
 : >etc/machine-id
-if [ -e var/lib/dbus/machine-id ] && [ ! -L var/lib/dbus/machine-id ]; then
-	rm -f var/lib/dbus/machine-id
-fi
+# Another name of it, which each boot makes anew.
+forget var/lib/dbus/machine-id
+rmdir var/lib/cloud 2>/dev/null || :
 
 if [ "$live" = yes ]; then
 	# The user that Packer is logged in as goes when the machine does.
 	cat >/run/kiln-forget-builder <<EOF
-userdel --force --remove '$BUILD_USER'
-rm -f /etc/sudoers.d/90-cloud-init-users /etc/passwd- /etc/shadow- /etc/group- /etc/gshadow- /etc/subuid- /etc/subgid-
-rm -rf /var/log/journal/*
-find /var/log -xdev -type f -exec truncate -s 0 {} +
-sync
+builder='$BUILD_USER'
 EOF
+	cat >>/run/kiln-forget-builder <<'EOF'
+cd /
+# The journal is open, and would be written to once more.
+journalctl --relinquish-var || :
+if [ "$builder" != root ]; then
+	userdel --force --remove "$builder"
+fi
+if [ -e /run/kiln-forget-list ]; then
+	while IFS= read -r path; do
+		# A private key would stay in the disk's free blocks.
+		find "./$path" -xdev -type f -exec shred --iterations=0 --zero {} + || :
+		rm -rf -- "$path"
+	done </run/kiln-forget-list
+fi
+rm -f etc/sudoers.d/90-cloud-init-users etc/passwd- etc/shadow- etc/group- etc/gshadow- etc/subuid- etc/subgid- etc/.pwd.lock
+rm -rf var/log/journal/*
+find var/log -xdev -type f -exec truncate -s 0 {} +
+sync
+fstrim -a || :
+EOF
+fi
+if [ "$booted" = yes ]; then
 	cat >/run/systemd/system/kiln-forget-builder.service <<'EOF'
 [Unit]
 Description=Remove the user that built this image
+# It has its turn late: after the shutdown is written down in wtmp, and before file
+# systems go.
+DefaultDependencies=no
+After=local-fs.target
+Before=systemd-update-utmp.service shutdown.target
+Conflicts=shutdown.target
 
 [Service]
 Type=oneshot
@@ -576,6 +636,9 @@ EOF
 	systemctl start kiln-forget-builder.service
 	fstrim -a || :
 	sync
+elif [ "$live" = yes ]; then
+	# In a container nothing is shut down.
+	sh /run/kiln-forget-builder
 fi
 END_OF_SEAL
 }

@@ -1,4 +1,4 @@
-package main
+package baking
 
 import (
 	"errors"
@@ -30,7 +30,7 @@ func heldByHosts(store *images.Store, id string) error {
 		for _, r := range hosts {
 			said, names = append(said, r.Host+" ("+r.State()+")"), append(names, r.Host)
 		}
-		if !(&stateOptions{}).isIn(dir) {
+		if !isDefaultState(dir) {
 			names = append(names, "--state "+dir)
 		}
 		return fmt.Errorf("%w, to install %s: kiln disarm %s takes that back", images.ErrInUse, strings.Join(said, ", "), strings.Join(names, " "))
@@ -58,9 +58,9 @@ func hostsWith(dir, id string) ([]*state.Record, error) {
 	return hosts, err
 }
 
-// isIn tells whether the state is in that directory.
-func (o *stateOptions) isIn(dir string) bool {
-	own, err := o.directory()
+// isDefaultState tells whether commands find that state without --state.
+func isDefaultState(dir string) bool {
+	own, err := StateDir()
 	if err != nil {
 		return false
 	}
