@@ -35,17 +35,22 @@ type sshHost struct {
 	root   string // where its root is seen from outside
 }
 
+// makeSSHKey makes a key, and its public half beside it.
+func makeSSHKey(t *testing.T, file string) {
+	t.Helper()
+	if out, err := exec.Command(program(t, "ssh-keygen"), "-q", "-t", "ed25519", "-N", "", "-f", file).CombinedOutput(); err != nil {
+		t.Fatalf("ssh-keygen: %v\n%s", err, out)
+	}
+}
+
 // newSSHHost boots one. files are texts on it beside those of its packages.
 func newSSHHost(t *testing.T, files map[string]string) *sshHost {
 	t.Helper()
-	program(t, "systemd-nspawn")
 	program(t, "ssh")
 	around := newSpace(t)
 	dir := t.TempDir()
 	key := filepath.Join(dir, "key")
-	if out, err := exec.Command("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key).CombinedOutput(); err != nil {
-		t.Fatalf("ssh-keygen: %v\n%s", err, out)
-	}
+	makeSSHKey(t, key)
 	layer := filepath.Join(dir, "layer")
 	place(t, filepath.Join(layer, "etc/ssh/sshd_config.d/test.conf"), "Port 2222\nListenAddress 127.0.0.1\nUseDNS no\n")
 	place(t, filepath.Join(layer, "etc/hostname"), "build01\n")
@@ -56,23 +61,10 @@ func newSSHHost(t *testing.T, files map[string]string) *sshHost {
 	h := &sshHost{around: around, config: filepath.Join(dir, "ssh_config")}
 	place(t, h.config, fmt.Sprintf("Host *\nHostName 127.0.0.1\nPort 2222\nUser root\nIdentityFile %s\nIdentitiesOnly yes\nStrictHostKeyChecking no\nUserKnownHostsFile %s\nLogLevel ERROR\n",
 		key, filepath.Join(dir, "known_hosts")))
-	cmd := around.daemon(t, "unshare", "--mount", "--propagation", "private", "sh", "-c", fmt.Sprintf(`set -e
-cd %[1]s
-mkdir up work root
-mount -t overlay -o lowerdir=%[2]s,upperdir=up,workdir=work overlay root
-cp -a layer/. root/
-[ "$(stat -f -c %%T /sys/fs/cgroup)" = cgroup2fs ] || mount -t cgroup2 cgroup2 /sys/fs/cgroup
-: >root/etc/machine-id
+	leader := bootTree(t, around, dir, debianTree(t, "sshhost", sshPackages), "build01", `: >root/etc/machine-id
 mkdir -p -m 700 root/root/.ssh
 mv root/root/authorized_keys root/root/.ssh/authorized_keys
-chroot root ssh-keygen -A >/dev/null
-exec systemd-nspawn --quiet --register=no --keep-unit --boot --machine=build01 --directory=root --console=pipe </dev/null`,
-		dir, debianTree(t, "sshhost", sshPackages)))
-	var leader int
-	eventually(t, "the host has an init", func() bool {
-		leader = descendant(cmd.PID(), "systemd")
-		return leader != 0
-	})
+chroot root ssh-keygen -A >/dev/null`)
 	h.space = &space{lab.SpaceOf(leader)}
 	h.root = fmt.Sprintf("/proc/%d/root", leader)
 	h.dialer = &remote.Dialer{Config: h.config, Runner: func(ctx context.Context, c run.Command) ([]byte, error) {

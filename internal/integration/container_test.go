@@ -142,6 +142,30 @@ func place(t *testing.T, path, text string) {
 	}
 }
 
+// bootTree boots a tree in a space, with its own systemd, and gives the process of
+// that. The tree stays as it is: what is written lies in dir, and so does the folder
+// layer, which is laid over the tree before. Setup is a script that then runs in dir,
+// with the tree at root.
+func bootTree(t *testing.T, around *space, dir, tree, name, setup string, options ...string) (leader int) {
+	t.Helper()
+	program(t, "systemd-nspawn")
+	cmd := around.daemon(t, "unshare", "--mount", "--propagation", "private", "sh", "-c", fmt.Sprintf(`set -e
+cd %[1]s
+mkdir up work root
+mount -t overlay -o lowerdir=%[2]s,upperdir=up,workdir=work overlay root
+cp -a layer/. root/
+# Fully unified, as the tree's systemd wants it.
+[ "$(stat -f -c %%T /sys/fs/cgroup)" = cgroup2fs ] || mount -t cgroup2 cgroup2 /sys/fs/cgroup
+%[3]s
+exec systemd-nspawn --quiet --register=no --keep-unit --boot --machine=%[4]s --directory=root --console=pipe %[5]s </dev/null`,
+		dir, tree, setup, name, strings.Join(options, " ")))
+	eventually(t, name+" has an init", func() bool {
+		leader = descendant(cmd.PID(), "systemd")
+		return leader != 0
+	})
+	return leader
+}
+
 // container is a host of a plan: its image, booted with its own systemd.
 type container struct {
 	*space
@@ -152,30 +176,14 @@ type container struct {
 // host's. binds are files of this machine that it sees, FROM:TO.
 func boot(t *testing.T, around *space, p *plan.Plan, nic string, binds ...string) *container {
 	t.Helper()
-	program(t, "systemd-nspawn")
 	dir := t.TempDir()
 	setup := bake(t, p, filepath.Join(dir, "layer"))
 	place(t, filepath.Join(dir, "layer/setup.sh"), setup)
-	argv := ""
+	options := []string{"--private-network", "--capability=CAP_IPC_LOCK"}
 	for _, b := range binds {
-		argv += " --bind-ro=" + b
+		options = append(options, "--bind-ro="+b)
 	}
-	cmd := around.daemon(t, "unshare", "--mount", "--propagation", "private", "sh", "-c", fmt.Sprintf(`set -e
-cd %[1]s
-mkdir up work root
-mount -t overlay -o lowerdir=%[2]s,upperdir=up,workdir=work overlay root
-cp -a layer/. root/
-# Fully unified, as the host's systemd wants it.
-[ "$(stat -f -c %%T /sys/fs/cgroup)" = cgroup2fs ] || mount -t cgroup2 cgroup2 /sys/fs/cgroup
-chroot root sh /setup.sh
-rm root/setup.sh
-exec systemd-nspawn --quiet --register=no --keep-unit --boot --machine=%[4]s --directory=root \
-	--private-network --capability=CAP_IPC_LOCK --console=pipe%[3]s </dev/null`, dir, hostTree(t), argv, p.Host.Hostname))
-	var leader int
-	eventually(t, "the host has an init", func() bool {
-		leader = descendant(cmd.PID(), "systemd")
-		return leader != 0
-	})
+	leader := bootTree(t, around, dir, hostTree(t), p.Host.Hostname, "chroot root sh /setup.sh\nrm root/setup.sh", options...)
 	// Not nspawn's own option: that asks udev, which may not be there.
 	move := exec.Command("nsenter", "--target", strconv.Itoa(around.PID()), "--net", "ip", "link", "set", nic, "netns", strconv.Itoa(leader))
 	if out, err := move.CombinedOutput(); err != nil {

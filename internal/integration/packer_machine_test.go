@@ -23,38 +23,22 @@ type packerMachine struct {
 // newPackerMachine boots one, in the mirror's network. Its sshd listens there.
 func (s *packerSite) newPackerMachine(t *testing.T) *packerMachine {
 	t.Helper()
-	program(t, "systemd-nspawn")
 	base := s.build(t, "bare", "raw", "qcow2", "tar")
 	dir := t.TempDir()
 	m := &packerMachine{key: filepath.Join(dir, "key")}
-	if out, err := exec.Command(program(t, "ssh-keygen"), "-q", "-t", "ed25519", "-N", "", "-f", m.key).CombinedOutput(); err != nil {
-		t.Fatalf("ssh-keygen: %v\n%s", err, out)
-	}
+	makeSSHKey(t, m.key)
 	layer := filepath.Join(dir, "layer")
 	place(t, filepath.Join(layer, "etc/ssh/sshd_config.d/test.conf"), "Port 2222\nListenAddress 10.66.0.1\nUseDNS no\n")
 	place(t, filepath.Join(layer, "etc/sudoers.d/debian"), "debian ALL=(ALL) NOPASSWD:ALL\n")
 	// Its network is there already.
 	place(t, filepath.Join(layer, "etc/cloud/cloud-init.disabled"), "")
-	cmd := s.space.daemon(t, "unshare", "--mount", "--propagation", "private", "sh", "-c", fmt.Sprintf(`set -e
-cd %[1]s
-mkdir up work root
-mount -t overlay -o lowerdir=%[2]s,upperdir=up,workdir=work overlay root
-cp -a layer/. root/
-[ "$(stat -f -c %%T /sys/fs/cgroup)" = cgroup2fs ] || mount -t cgroup2 cgroup2 /sys/fs/cgroup
-mknod -m 666 root/dev/null c 1 3
+	leader := bootTree(t, s.space, dir, s.tree(t, base.ID), "built", `mknod -m 666 root/dev/null c 1 3
 chroot root useradd --create-home --shell /bin/bash debian
 mkdir -m 700 root/home/debian/.ssh
 cp key.pub root/home/debian/.ssh/authorized_keys
 chroot root chown -R debian:debian /home/debian
 chroot root ssh-keygen -A >/dev/null
-chroot root systemctl --quiet mask systemd-networkd.service systemd-networkd.socket
-exec systemd-nspawn --quiet --register=no --keep-unit --boot --machine=built --directory=root --console=pipe </dev/null`,
-		dir, s.tree(t, base.ID)))
-	var leader int
-	eventually(t, "the machine has an init", func() bool {
-		leader = descendant(cmd.PID(), "systemd")
-		return leader != 0
-	})
+chroot root systemctl --quiet mask systemd-networkd.service systemd-networkd.socket`)
 	m.space = &space{lab.SpaceOf(leader)}
 	eventually(t, "the machine lets one log in", func() bool {
 		out, _ := m.try(t, "ss -Hltn sport = :2222; systemctl is-system-running --wait")
