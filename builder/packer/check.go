@@ -156,7 +156,7 @@ func formatOf(name string) (string, error) {
 	}
 	head = head[:n]
 	switch {
-	case len(head) > 4 && string(head[:4]) == "QFI\xfb":
+	case check.IsQCOW2(head):
 		return formatQCOW2, nil
 	case len(head) > 520 && (string(head[512:520]) == "EFI PART" || isBootSector(head) && !isKernel(head)):
 		return formatRaw, nil
@@ -182,8 +182,7 @@ func (c *Check) findings(ctx context.Context, d disk, o check.Options) (found []
 		}
 		defer func() { err = errors.Join(err, work.Remove()) }()
 		raw = filepath.Join(work.Path, "disk.raw")
-		convert := run.Command{Name: "qemu-img", Args: []string{"convert", "-f", d.format, "-O", formatRaw, "--", d.name, raw}, Install: "the Debian package qemu-utils has it"}
-		if err := c.run.Run(ctx, convert); err != nil {
+		if err := check.Unpack(ctx, c.run, d.name, raw); err != nil {
 			return nil, fmt.Errorf("kiln-check: reading %s: %w", d.name, err)
 		}
 	}

@@ -12,7 +12,6 @@ import (
 	"github.com/alisw/kiln/cmd/internal/baking"
 	"github.com/alisw/kiln/images"
 	"github.com/alisw/kiln/images/check"
-	"github.com/alisw/kiln/internal/run"
 )
 
 // diff compares two images, each one of the store or a disk's file.
@@ -49,19 +48,16 @@ func toCompare(ctx context.Context, what string) (*images.Manifest, error) {
 	return m, nil
 }
 
-// qcow2Magic is what a qcow2 begins with.
-const qcow2Magic = "QFI\xfb"
-
 // readDisk reads a disk, which is unpacked for that if it is a qcow2.
 func readDisk(ctx context.Context, name string) (_ *images.Manifest, err error) {
 	f, err := os.Open(name)
 	if err != nil {
 		return nil, err
 	}
-	magic := make([]byte, len(qcow2Magic))
+	magic := make([]byte, len(check.QCOW2Magic))
 	_, err = io.ReadFull(f, magic)
 	f.Close()
-	if err != nil || string(magic) != qcow2Magic {
+	if err != nil || !check.IsQCOW2(magic) {
 		return check.Describe(ctx, name) // which says what is wrong with it
 	}
 	dir, err := os.MkdirTemp("", "kiln-diff-")
@@ -70,10 +66,7 @@ func readDisk(ctx context.Context, name string) (_ *images.Manifest, err error) 
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	raw := filepath.Join(dir, "disk.raw")
-	err = run.Runner(nil).Run(ctx, run.Command{
-		Name: "qemu-img", Args: []string{"convert", "-f", "qcow2", "-O", "raw", "--", name, raw}, Install: "the Debian package qemu-utils has it",
-	})
-	if err != nil {
+	if err := check.Unpack(ctx, nil, name, raw); err != nil {
 		return nil, fmt.Errorf("unpacking %s (TMPDIR needs room for it): %w", name, err)
 	}
 	return check.Describe(ctx, raw)
