@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/alisw/kiln/builder/render"
+	"github.com/alisw/kiln/internal/quote"
 	"github.com/alisw/kiln/internal/run"
 	"github.com/alisw/kiln/plan"
 )
@@ -21,9 +22,9 @@ import (
 // where the folder's file system is mounted nosuid, as homes often are: only more
 // such flags may be set there, and none be left out.
 func mirrorHooks(folder string) []string {
-	at := `"$1"` + word(folder)
+	at := `"$1"` + quote.Word(folder)
 	return []string{
-		"--setup-hook=mkdir -p " + at + " && mount --bind " + word(folder) + " " + at + " && mount -o remount,bind,ro,nosuid,nodev,noexec " + at,
+		"--setup-hook=mkdir -p " + at + " && mount --bind " + quote.Word(folder) + " " + at + " && mount -o remount,bind,ro,nosuid,nodev,noexec " + at,
 		"--customize-hook=umount " + at,
 	}
 }
@@ -90,8 +91,8 @@ func (b *builder) mmdebstrap(ctx context.Context, dir string, sources []source, 
 		"--architectures=" + b.definition.Release.Architecture,
 		"--include=" + strings.Join(packages, ","),
 		"--dpkgopt=force-unsafe-io", "--dpkgopt=force-confold", "--aptopt=" + filepath.Join(work, "apt.conf"),
-		`--extract-hook=sh ` + word(names) + ` "$1" ` + word(names+".all") + " " + strings.Join(packages, " "),
-		`--customize-hook=sh ` + word(hook) + ` "$1" ` + word(hook+"-functions"),
+		`--extract-hook=sh ` + quote.Word(names) + ` "$1" ` + quote.Word(names+".all") + " " + strings.Join(packages, " "),
+		`--customize-hook=sh ` + quote.Word(hook) + ` "$1" ` + quote.Word(hook+"-functions"),
 		`--customize-hook=rm -f "$1/etc/apt/apt.conf.d/99mmdebstrap" "$1/etc/dpkg/dpkg.cfg.d/99mmdebstrap"`,
 	}
 	if len(held) > 0 {

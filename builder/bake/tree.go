@@ -14,6 +14,8 @@ import (
 	"strings"
 
 	"github.com/alisw/kiln/builder/render"
+	"github.com/alisw/kiln/images"
+	"github.com/alisw/kiln/internal/quote"
 	"github.com/alisw/kiln/internal/run"
 	"github.com/alisw/kiln/plan"
 )
@@ -207,7 +209,7 @@ func userScript(u *plan.User, groups []plan.Group) string {
 	default:
 		b.WriteString(" --user-group")
 	}
-	b.WriteString(" --home-dir " + word(render.HomeOf(u)) + " --shell " + word(render.ShellOf(u)) + " --comment " + word(u.Comment) + " " + u.Name + "\n")
+	b.WriteString(" --home-dir " + quote.Word(render.HomeOf(u)) + " --shell " + quote.Word(render.ShellOf(u)) + " --comment " + quote.Word(u.Comment) + " " + u.Name + "\n")
 	if len(u.Groups) > 0 {
 		b.WriteString("usermod --append --groups " + strings.Join(u.Groups, ",") + " " + u.Name + "\n")
 	}
@@ -219,7 +221,7 @@ func UnitsScript(units []plan.Unit) string {
 	verbs := map[plan.UnitState]string{plan.UnitEnabled: "enable", plan.UnitDisabled: "disable", plan.UnitMasked: "mask"}
 	var b strings.Builder
 	for _, u := range units {
-		b.WriteString("systemctl --quiet " + verbs[u.State] + " -- " + word(u.Name) + "\n")
+		b.WriteString("systemctl --quiet " + verbs[u.State] + " -- " + quote.Word(u.Name) + "\n")
 	}
 	return b.String()
 }
@@ -243,11 +245,11 @@ func (b *builder) nothingInstalled(root string) error {
 		return err
 	}
 	for _, p := range b.image.Packages {
-		i := slices.IndexFunc(installed, func(s installedPackage) bool { return s.Name == p.Name })
+		i := slices.IndexFunc(installed, func(s images.Installed) bool { return s.Name == p.Name })
 		if i < 0 {
 			continue // a virtual package: another provides it
 		}
-		if installed[i].depends {
+		if installed[i].Depends {
 			continue
 		}
 		brings := false
@@ -274,9 +276,6 @@ func (b *builder) nothingInstalled(root string) error {
 	}
 	return nil
 }
-
-// word quotes a word for a shell.
-func word(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
 
 // inTree is the real place of an absolute path of the tree's: symbolic links on
 // the way lead through the tree, never out of it. The last part isn't followed.

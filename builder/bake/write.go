@@ -8,11 +8,11 @@ import (
 	"os"
 	"path"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/alisw/kiln/builder/render"
+	"github.com/alisw/kiln/images"
 	"github.com/alisw/kiln/plan"
 )
 
@@ -221,64 +221,26 @@ func (t *treeWriter) sshKeys(users []plan.User) error {
 	return nil
 }
 
-// installedPackage is one that the tree's dpkg knows.
-type installedPackage struct {
-	Name         string
-	Version      string
-	Architecture string
-	depends      bool
-}
-
 // readStatus lists the packages that are installed in the tree, by name.
-func readStatus(root string) ([]installedPackage, error) {
-	var list []installedPackage
-	var p installedPackage
-	installed := false
-	err := eachField(filepath.Join(root, "var/lib/dpkg/status"), func(key, value string) {
-		switch key {
-		case "":
-			if p.Name != "" && installed {
-				list = append(list, p)
-			}
-			p, installed = installedPackage{}, false
-		case "Package":
-			p.Name = value
-		case "Version":
-			p.Version = value
-		case "Architecture":
-			p.Architecture = value
-		case "Status":
-			installed = strings.HasSuffix(value, " installed")
-		case "Depends", "Pre-Depends":
-			p.depends = true
-		}
-	})
+func readStatus(root string) ([]images.Installed, error) {
+	f, err := os.Open(filepath.Join(root, "var/lib/dpkg/status"))
 	if err != nil {
 		return nil, fmt.Errorf("the tree's packages: %w", err)
 	}
-	slices.SortFunc(list, func(a, b installedPackage) int {
-		return strings.Compare(a.Name+":"+a.Architecture, b.Name+":"+b.Architecture)
-	})
+	defer f.Close()
+	list, err := images.ReadInstalled(f)
+	if err != nil {
+		return nil, fmt.Errorf("the tree's packages: %w", err)
+	}
 	return list, nil
 }
 
-// eachField reads a file of paragraphs, as dpkg and apt keep them: it calls each
-// with the fields of one after the other, and with two empty texts at its end.
-// Lines that go on with a field are no fields.
+// eachField is images.EachField for a file.
 func eachField(file string, each func(key, value string)) error {
 	f, err := os.Open(file)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	lines := bufio.NewScanner(f)
-	lines.Buffer(nil, 1<<20)
-	for lines.Scan() {
-		if line := lines.Text(); line == "" || line[0] != ' ' && line[0] != '\t' {
-			key, value, _ := strings.Cut(line, ":")
-			each(key, strings.TrimSpace(value))
-		}
-	}
-	each("", "")
-	return lines.Err()
+	return images.EachField(f, each)
 }

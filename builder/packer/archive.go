@@ -14,6 +14,7 @@ import (
 
 	"github.com/alisw/kiln/builder/bake"
 	"github.com/alisw/kiln/builder/render"
+	"github.com/alisw/kiln/internal/quote"
 	"github.com/alisw/kiln/plan"
 )
 
@@ -148,13 +149,10 @@ func settings(image *plan.Image, seal bool) string {
 		{"SEAL", yes[seal]},
 		{"ARGUMENTS", yes[len(image.KernelArguments) > 0]},
 	} {
-		b.WriteString(s.name + "=" + shellWord(s.value) + "\n")
+		b.WriteString(s.name + "=" + quote.Word(s.value) + "\n")
 	}
 	return b.String()
 }
-
-// shellWord quotes a word for a shell.
-func shellWord(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
 
 // packageList has a line for each package of the plan: its name, and its version
 // where that is locked.

@@ -16,6 +16,8 @@ import (
 	"github.com/hashicorp/packer-plugin-sdk/common"
 	packersdk "github.com/hashicorp/packer-plugin-sdk/packer"
 	"github.com/hashicorp/packer-plugin-sdk/template/interpolate"
+
+	"github.com/alisw/kiln/internal/quote"
 )
 
 //go:generate packer-sdc mapstructure-to-hcl2 -type ProvisionerConfig
@@ -81,7 +83,7 @@ func (p *Provisioner) Prepare(raws ...any) error {
 
 // command runs the script that is at a path.
 func (p *Provisioner) command(script string) (string, error) {
-	command, err := interpolate.Render(p.config.ExecuteCommand, &interpolate.Context{Data: struct{ Path string }{shellWord(script)}})
+	command, err := interpolate.Render(p.config.ExecuteCommand, &interpolate.Context{Data: struct{ Path string }{quote.Word(script)}})
 	if err != nil {
 		return "", fmt.Errorf("provisioner kiln: execute_command: %w", err)
 	}
@@ -234,7 +236,7 @@ func (r *remote) result(status int, said *scriptOutput) error {
 func (r *remote) clean() {
 	ctx, cancel := context.WithTimeout(context.Background(), r.patience)
 	defer cancel()
-	cmd := &packersdk.RemoteCmd{Command: "rm -f -- " + shellWord(r.at) + " " + shellWord(r.at+".stop")}
+	cmd := &packersdk.RemoteCmd{Command: "rm -f -- " + quote.Word(r.at) + " " + quote.Word(r.at+".stop")}
 	if r.comm.Start(ctx, cmd) != nil {
 		return
 	}

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/alisw/kiln/internal/quote"
 	"github.com/alisw/kiln/plan"
 )
 
@@ -15,7 +16,7 @@ func waitScript(p *plan.Plan) (string, error) {
 	for _, u := range p.Image.Users {
 		names = append(names, u.Name)
 	}
-	return strings.ReplaceAll(waitText, "@USERS@", shellQuote(" "+strings.Join(names, " ")+" ")), nil
+	return strings.ReplaceAll(waitText, "@USERS@", quote.Word(" "+strings.Join(names, " ")+" ")), nil
 }
 
 const waitText = `# Waits until cloud-init is done with what it was given; fails if it failed.
@@ -133,7 +134,7 @@ func sealScript(p *plan.Plan) (string, error) {
 		lines.WriteString(` "$data"/` + state)
 	}
 	lines.WriteString("\ndone\n")
-	return strings.NewReplacer("@KEEP@", shellQuote(keep), "@RESOLVER@", resolver, "@FORGET@\n", lines.String()).Replace(sealText), nil
+	return strings.NewReplacer("@KEEP@", quote.Word(keep), "@RESOLVER@", resolver, "@FORGET@\n", lines.String()).Replace(sealText), nil
 }
 
 // covers tells whether removing what matches pattern would remove file.
@@ -147,8 +148,6 @@ func covers(pattern, file string) bool {
 	}
 	return false
 }
-
-func shellQuote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
 
 const sealText = `# Seals this machine's disk as a golden image: nothing may be left that hosts
 # would share and mustn't, or that tells of the build. With an argument it

@@ -34,7 +34,7 @@ func shellWord(s string) string {
 	if isPlain(s, "/_.@+:=,-") {
 		return s
 	}
-	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+	return quote.Word(s)
 }
 
 // isPlain tells whether s has nothing but letters, digits and what also lists.

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/alisw/kiln/internal/quote"
 	"github.com/alisw/kiln/plan"
 )
 
@@ -154,7 +155,7 @@ func (p *planner) keys(u *plan.User) {
 	}
 	p.add(Change{
 		Kind: "keys", Name: file, What: fmt.Sprintf("%d more", added), Diff: diffOf(file, before, []byte(text)), content: []byte(text), expects: stateOf(e),
-		script: "[ -d " + quoted(path.Dir(file)) + " ] || " + call("folder", "0700", u.Name, group, path.Dir(file)) + "\n" + call("put", "@", "0600", u.Name, group, file),
+		script: "[ -d " + quote.Word(path.Dir(file)) + " ] || " + call("folder", "0700", u.Name, group, path.Dir(file)) + "\n" + call("put", "@", "0600", u.Name, group, file),
 	})
 }
 

@@ -14,6 +14,7 @@ import (
 	"strings"
 
 	"github.com/alisw/kiln/cluster/remote"
+	"github.com/alisw/kiln/internal/quote"
 )
 
 //go:embed apply.sh
@@ -79,7 +80,7 @@ func (c *Changes) steps(p *payload) []step {
 		if ch.content != nil {
 			name := "files/" + strconv.Itoa(i)
 			p.add(name, ch.content)
-			code = strings.ReplaceAll(code, quoted("@"), quoted(name))
+			code = strings.ReplaceAll(code, quote.Word("@"), quote.Word(name))
 		}
 		steps = append(steps, step{ch.Kind + " " + ch.Name, code})
 	}

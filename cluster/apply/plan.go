@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/alisw/kiln/internal/quote"
 	"github.com/alisw/kiln/plan"
 )
 
@@ -264,13 +265,10 @@ func octal(m fs.FileMode) string { return fmt.Sprintf("%04o", uint32(m)&0o7777) 
 // call is a call of one of apply.sh's functions.
 func call(words ...string) string {
 	for i, w := range words {
-		words[i] = quoted(w)
+		words[i] = quote.Word(w)
 	}
 	return strings.Join(words, " ")
 }
-
-// quoted is a word for a shell.
-func quoted(word string) string { return "'" + strings.ReplaceAll(word, "'", `'\''`) + "'" }
 
 // network compares what netplan reads with the plan. Only a host whose network
 // cloud-init gave to netplan, as in a golden image, is changed.

@@ -6,6 +6,8 @@ import (
 	"path"
 	"slices"
 	"strings"
+
+	"github.com/alisw/kiln/internal/quote"
 )
 
 // action is what becomes of a unit once its files are there.
@@ -205,4 +207,4 @@ func (w *Want) order(actions []action) []action {
 }
 
 // shell is the call of apply.sh's function that does it.
-func (a action) shell() string { return fmt.Sprintf("act %s %s", a.verb, quoted(a.unit)) }
+func (a action) shell() string { return fmt.Sprintf("act %s %s", a.verb, quote.Word(a.unit)) }

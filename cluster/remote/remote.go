@@ -15,6 +15,7 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/alisw/kiln/internal/quote"
 	"github.com/alisw/kiln/internal/run"
 )
 
@@ -152,7 +153,7 @@ func word(a string) string {
 	}) {
 		return a
 	}
-	return "'" + strings.ReplaceAll(a, "'", `'\''`) + "'"
+	return quote.Word(a)
 }
 
 // sshFailed is the exit status of ssh's where it, and not the command, failed.

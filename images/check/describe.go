@@ -1,6 +1,7 @@
 package check
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -111,7 +112,7 @@ func (t *tree) sum(i *ext4.Inode, sums map[uint32]string) (string, error) {
 	return sums[i.Number], nil
 }
 
-// release reads os-release, and what dpkg calls the architecture.
+// release reads os-release.
 func (t *tree) release(m *images.Manifest) error {
 	b, err := t.read(t.stat("/etc/os-release"))
 	if err != nil {
@@ -138,29 +139,13 @@ func (t *tree) installed() ([]images.Package, error) {
 	if err != nil {
 		return nil, err
 	}
-	var list []images.Package
-	for paragraph := range strings.SplitSeq(string(b), "\n\n") {
-		var p images.Package
-		there := false
-		for line := range strings.Lines(paragraph) {
-			key, value, _ := strings.Cut(strings.TrimRight(line, "\n"), ": ")
-			switch key {
-			case "Package":
-				p.Name = value
-			case "Version":
-				p.Version = value
-			case "Architecture":
-				p.Architecture = value
-			case "Status":
-				there = strings.HasSuffix(value, " installed")
-			}
-		}
-		if there && p.Name != "" {
-			list = append(list, p)
-		}
+	installed, err := images.ReadInstalled(bytes.NewReader(b))
+	if err != nil {
+		return nil, err
 	}
-	slices.SortFunc(list, func(a, b images.Package) int {
-		return strings.Compare(a.Name+":"+a.Architecture, b.Name+":"+b.Architecture)
-	})
+	var list []images.Package
+	for _, p := range installed {
+		list = append(list, images.Package{Name: p.Name, Version: p.Version, Architecture: p.Architecture})
+	}
 	return list, nil
 }

@@ -400,9 +400,15 @@ func shellWord(s string) (string, error) {
 	if err := checkText(s); err != nil {
 		return "", err
 	}
+	return Word(s), nil
+}
+
+// Word is s as one word of a shell, always in quotes. It is known to be text: Shell
+// is for what isn't.
+func Word(s string) string {
 	// Single quotes keep every byte but themselves, newlines included, in every
 	// shell.
-	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'", nil
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
 }
 
 func systemdWord(s string) (string, error) {

@@ -6,6 +6,8 @@ import (
 	"strconv"
 	"strings"
 	"unicode"
+
+	"github.com/alisw/kiln/internal/quote"
 )
 
 const (
@@ -78,5 +80,5 @@ func word(s string) string {
 		// What only $'…' of some shells could say, and no terminal should get.
 		return "$" + "'" + strings.ReplaceAll(strings.Trim(strconv.Quote(s), `"`), "'", `\'`) + "'"
 	}
-	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+	return quote.Word(s)
 }
